@@ -1,0 +1,272 @@
+"""CCL as an anomalib model (Fan et al., https://arxiv.org/abs/2412.04769)."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from anomalib import LearningType
+from anomalib.data import ImageBatch
+from anomalib.data.transforms.utils import extract_transforms_by_type
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_ccl.labels import ClassLabels, class_names
+
+from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
+from .projection import Projection
+from .teacher import normalization
+from .torch_model import CCLModel
+from .views import SecondView
+
+logger = logging.getLogger(__name__)
+
+# The learning rates fall to a tenth when this share of the training is over.
+_STEP_AT = 0.8
+
+
+class CCL(AnomalibModule):
+    """One anomaly detection model for many product categories: class-aware contrastive learning.
+
+    Reverse distillation whose projected features are shaped by two contrastive losses. They use the category of
+    each normal training image, so that the model does not reconstruct one product as another.
+
+    Args:
+        backbone: Name of a convolutional timm model for the teacher.
+        pre_trained: Whether the teacher uses timm's pre-trained weights.
+        backbone_weights: A .safetensors or .pth file with the teacher's weights, used instead of timm's.
+        image_size: Height and width that images are resized to, in pixels, multiples of 32. A pre-processor of
+            your own takes precedence.
+        projection: Layers between teacher and bottleneck: "standard" is the paper's, "light" depthwise-separable,
+            "none" plain reverse distillation.
+        noise_probability: Probability, per training step, of noise on the projected features, in [0, 1].
+        local_weight: Weight of the local contrastive loss; 0 switches it off.
+        global_weight: Weight of the global contrastive loss; 0 switches it off.
+        temperature: Temperature of both contrastive losses, greater than 0.
+        num_negatives: Images of other classes that each image is contrasted with in the local loss.
+        global_loss: "supcon" is the supervised contrastive loss that the paper describes; "released" is what its
+            authors' released code computes, for comparison only.
+        class_labels: Where the class of a training image comes from: "category" (the datamodule tells it),
+            "folder" (the first folder in which the image paths differ), or "auto" (the category where there is
+            one, else all images are of one class).
+        pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
+            backbone's own mean and standard deviation.
+        post_processor: Post-processor instance, or whether to use anomalib's default.
+        evaluator: Evaluator instance, or whether to use anomalib's default.
+        visualizer: Visualizer instance, or whether to use anomalib's default.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the backbone is unknown or not convolutional.
+        FileNotFoundError: If the file of weights does not exist.
+        OSError: If the weights cannot be downloaded.
+
+    Example:
+        >>> model = CCL(backbone="resnet18", pre_trained=False)
+        >>> tuple(model.input_size)
+        (256, 256)
+    """
+
+    model: CCLModel
+
+    def __init__(
+        self,
+        backbone: str = "wide_resnet50_2",
+        pre_trained: bool = True,
+        backbone_weights: str | Path | None = None,
+        image_size: tuple[int, int] = (256, 256),
+        projection: Projection = "standard",
+        noise_probability: float = 0.309,
+        local_weight: float = 1.0,
+        global_weight: float = 1.0,
+        temperature: float = 0.05,
+        num_negatives: int = 1,
+        global_loss: GlobalForm = "supcon",
+        class_labels: ClassLabels = "auto",
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        # As a plain tuple, whatever sequence a config gave: hyper-parameters are saved in the checkpoint.
+        image_size = (int(image_size[0]), int(image_size[1]))
+        _check_not_negative(local_weight=local_weight, global_weight=global_weight)
+        if class_labels not in get_args(ClassLabels):
+            msg = f"unknown class_labels {class_labels!r}; choose one of {', '.join(get_args(ClassLabels))}"
+            raise ValueError(msg)
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor(image_size, backbone)
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.local_weight = local_weight
+        self.global_weight = global_weight
+        self.class_labels = class_labels
+        self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability)
+        _check_image_size(self.input_size, self.model.network.stride)
+        self.reconstruction_loss = ReverseDistillationLoss()
+        self.local_loss = LocalContrastiveLoss(temperature, num_negatives)
+        self.global_loss = GlobalContrastiveLoss(temperature, global_loss)
+        self._class_of_image: dict[str, int] = {}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "CCL":  # type: ignore[override]  # noqa: ANN401
+        """Load a trained model; see anomalib's ``AnomalibModule.load_from_checkpoint``.
+
+        The checkpoint holds the teacher's weights, so neither a hub nor the file they once came from is needed.
+
+        Args:
+            checkpoint_path: Path to the checkpoint.
+            **kwargs: Passed to anomalib.
+
+        Returns:
+            The model.
+        """
+        kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
+        return super().load_from_checkpoint(checkpoint_path, **kwargs)  # type: ignore[return-value]
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None, backbone: str = "wide_resnet50_2"
+    ) -> PreProcessor:
+        """Build the default pre-processor: resize, then normalise as the backbone was trained.
+
+        Args:
+            image_size: Height and width in pixels; (256, 256) if not given.
+            backbone: Name of a timm model, whose mean and standard deviation are used.
+
+        Returns:
+            The pre-processor.
+        """
+        mean, std = normalization(backbone)
+        return PreProcessor(Compose([Resize(image_size or (256, 256), antialias=True), Normalize(mean=mean, std=std)]))
+
+    def on_train_start(self) -> None:
+        """Find the class of each training image, say so where there is only one, and prepare the second view."""
+        loader: Any = self.trainer.train_dataloader
+        class_of_image = class_names(loader.dataset.samples, self.class_labels)
+        classes = sorted(set(class_of_image.values()))
+        self._class_of_image = {path: classes.index(name) for path, name in class_of_image.items()}
+        if len(classes) == 1 and (self.local_weight or self.global_weight):
+            logger.warning(
+                "All training images are of one class, so the contrastive losses are zero and CCL trains as plain "
+                "reverse distillation. For several products use MultiCategory, or class_labels='folder'.",
+            )
+        self._second_view = self._configure_second_view().to(self.device)
+
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """Compute the total loss of a batch of normal images, and log it and each of its terms, not yet weighted.
+
+        Args:
+            batch: Pre-processed images with their paths.
+            *args: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            The total loss under the key ``loss``.
+        """
+        del args, kwargs
+        paths = batch.image_path or []
+        labels = torch.tensor([self._class_of_image[path] for path in paths], device=self.device)
+        view = self._second_view(batch.image) if self.local_weight else None
+        output = self.model(batch.image, view)
+
+        loss = reconstruction = self.reconstruction_loss(output.features, output.reconstructed)
+        losses = {"train_loss_reconstruction": reconstruction}
+        if self.local_weight:
+            local = self.local_loss(
+                output.features, output.view_features, output.projected, output.view_projected, labels
+            )
+            loss = loss + self.local_weight * local
+            losses["train_loss_local"] = local
+        if self.global_weight:
+            global_ = self.global_loss(output.embedding, labels)
+            loss = loss + self.global_weight * global_
+            losses["train_loss_global"] = global_
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        self.log_dict(losses, on_step=True, on_epoch=True, batch_size=len(labels))
+        return {"loss": loss}
+
+    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """Score a batch of images.
+
+        Args:
+            batch: Pre-processed images.
+            *args: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            The batch with its anomaly maps and scores.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Configure Adam with the paper's two learning rates, both a tenth from 80 % of the training on.
+
+        Returns:
+            The optimizer and its schedule.
+        """
+        network = self.model.network
+        reconstruction = [p for p in network.parameters() if p.requires_grad]
+        groups = [{"params": reconstruction, "lr": 0.005}]
+        if projections := list(self.model.projections.parameters()):
+            groups.append({"params": projections, "lr": 0.001})
+        optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
+        steps = self.trainer.estimated_stepping_batches
+        milestones = [] if math.isinf(steps) else [int(_STEP_AT * steps)]
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # noqa: ANN401
+        """Export the model to ONNX; see anomalib's ``ExportMixin.to_onnx``.
+
+        Args:
+            *args: Passed to anomalib.
+            **kwargs: Passed to anomalib. ``opset_version`` defaults to 18, the lowest that torch's exporter has;
+                from anomalib's default of 14 it prints a failed conversion before it falls back to 18.
+
+        Returns:
+            Path to the ONNX file.
+        """
+        return super().to_onnx(*args, **{"opset_version": 18, **kwargs})
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Trainer arguments that the model needs."""
+        return {"gradient_clip_val": 0, "num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class learning: only normal images are trained on."""
+        return LearningType.ONE_CLASS
+
+    def _configure_second_view(self) -> SecondView:
+        """Make second views that undo and redo the pre-processor's normalisation, whoever configured it."""
+        transform = self.pre_processor.transform if self.pre_processor else None
+        normalize = extract_transforms_by_type(transform, Normalize)
+        mean, std = (normalize[0].mean, normalize[0].std) if normalize else ((0.0,) * 3, (1.0,) * 3)
+        return SecondView(mean, std)
+
+
+def _check_not_negative(**weights: float) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            msg = f"{name} must not be negative, got {weight}; 0 switches the loss off"
+            raise ValueError(msg)
+
+
+def _check_image_size(size: tuple[int, int] | None, stride: int) -> None:
+    if size is not None and any(length < stride or length % stride for length in size):
+        height, width = size
+        msg = f"image_size must be multiples of {stride} pixels, got {height} × {width}"
+        raise ValueError(msg)

@@ -1,0 +1,48 @@
+"""Projection layers: the contrastive losses shape projected features, so that the teacher's stay as they are."""
+
+from itertools import pairwise
+from typing import Literal, get_args
+
+from torch import nn
+
+Projection = Literal["standard", "light", "none"]
+
+
+def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
+    """Build the projection of one scale: four 3 × 3 convolutions C → C/2 → C/4 → C/2 → C.
+
+    Each is followed by instance norm and leaky ReLU (Fan et al., https://arxiv.org/abs/2412.04769).
+
+    Args:
+        channels: Channels C of the scale.
+        kind: ``"standard"`` is the paper's layer; ``"light"`` makes each convolution depthwise-separable;
+            ``"none"`` leaves the features as they are, which is plain reverse distillation.
+
+    Returns:
+        A module that maps ``(B, C, H, W)`` to the same shape. Its instance norm needs more than one position.
+
+    Raises:
+        ValueError: If the kind is unknown.
+
+    Example:
+        >>> import torch
+        >>> projection_layer(16)(torch.zeros(2, 16, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
+        >>> weights = lambda kind: sum(p.numel() for p in projection_layer(256, kind).parameters())
+        >>> round(weights("standard") / weights("light"))
+        8
+    """
+    if kind not in get_args(Projection):
+        msg = f"unknown projection {kind!r}; choose one of {', '.join(get_args(Projection))}"
+        raise ValueError(msg)
+    if kind == "none":
+        return nn.Identity()
+    widths = [channels, channels // 2, channels // 4, channels // 2, channels]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        if kind == "standard":
+            layers.append(nn.Conv2d(before, after, kernel_size=3, padding=1))
+        else:
+            layers += [nn.Conv2d(before, before, 3, padding=1, groups=before), nn.Conv2d(before, after, 1)]
+        layers += [nn.InstanceNorm2d(after), nn.LeakyReLU()]
+    return nn.Sequential(*layers)

@@ -1,0 +1,126 @@
+"""The CCL network (Fan et al., https://arxiv.org/abs/2412.04769)."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.image.reverse_distillation.anomaly_map import (
+    AnomalyMapGenerationMode,
+    AnomalyMapGenerator,
+)
+from torch import Tensor, nn
+
+from .projection import Projection, projection_layer
+from .reconstruction import ReverseDistillation
+
+
+class TrainingOutput(NamedTuple):
+    """What the losses of a training step need.
+
+    Attributes:
+        features: The teacher's maps of the images, per scale of shape ``(B, C_l, H_l, W_l)``.
+        projected: Their projections, in the same shapes, with the step's noise.
+        reconstructed: The decoder's maps, in the same shapes.
+        embedding: The mean of the embedding map over its positions, of shape ``(B, D)``.
+        view_features: The teacher's maps of the second view, or an empty list where none was given.
+        view_projected: Their projections, or an empty list.
+    """
+
+    features: list[Tensor]
+    projected: list[Tensor]
+    reconstructed: list[Tensor]
+    embedding: Tensor
+    view_features: list[Tensor]
+    view_projected: list[Tensor]
+
+
+class CCLModel(nn.Module):
+    """A reconstruction network whose features are projected before the bottleneck fuses them.
+
+    A frozen teacher gives multi-scale features f, projections make p of them, a bottleneck fuses p into an
+    embedding e, and a decoder reconstructs f from e. Where the reconstruction fails, the image is anomalous.
+
+    Args:
+        backbone: Name of a convolutional timm model for the teacher.
+        pre_trained: Whether the teacher uses timm's pre-trained weights.
+        backbone_weights: A ``.safetensors`` or ``.pth`` file with the teacher's weights, used instead of timm's.
+        projection: The layers between teacher and bottleneck; see
+            :func:`~anomalib_ccl.model.projection.projection_layer`.
+        noise_probability: Probability, per training step, of noise on the projected features, in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        FileNotFoundError: If the file of weights does not exist.
+        OSError: If the weights cannot be downloaded.
+
+    Example:
+        >>> model = CCLModel("resnet18", pre_trained=False).eval()
+        >>> prediction = model(torch.zeros(2, 3, 64, 64))
+        >>> prediction.anomaly_map.shape, prediction.pred_score.shape
+        (torch.Size([2, 1, 64, 64]), torch.Size([2, 1]))
+    """
+
+    def __init__(
+        self,
+        backbone: str = "wide_resnet50_2",
+        pre_trained: bool = True,
+        backbone_weights: str | Path | None = None,
+        projection: Projection = "standard",
+        noise_probability: float = 0.309,
+    ) -> None:
+        super().__init__()
+        if not 0 <= noise_probability <= 1:
+            msg = f"noise_probability must lie in [0, 1], got {noise_probability}"
+            raise ValueError(msg)
+        self.noise_probability = noise_probability
+        self.network = ReverseDistillation(backbone, pre_trained, backbone_weights)
+        self.projections = nn.ModuleList(projection_layer(c, projection) for c in self.network.channels)
+
+    def forward(self, images: Tensor, view: Tensor | None = None) -> InferenceBatch | TrainingOutput:
+        """Score images in eval mode, or compute what the losses need in training mode.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of 32.
+            view: Their second view, in the same shape, in training mode; without it there is no local loss.
+
+        Returns:
+            In eval mode the anomaly map, of shape ``(B, 1, H, W)`` in [0, 2 × scales], and the score, its maximum,
+            of shape ``(B, 1)``. In training mode a :class:`TrainingOutput`.
+
+        Raises:
+            ValueError: If the height or width of the images is not a multiple of the network's stride.
+        """
+        height, width = images.shape[-2:]
+        if height % self.network.stride or width % self.network.stride:
+            msg = (
+                f"images of {height} × {width} pixels do not fit the network: height and width must be multiples of "
+                f"{self.network.stride}. Let the pre-processor resize them."
+            )
+            raise ValueError(msg)
+
+        features = self.network.encode(images)
+        projected = self._project(features)
+        if self.training:
+            projected = self._add_noise(projected)
+        embedding_map = self.network.embed(projected)
+        reconstructed = self.network.decode(embedding_map)
+
+        if self.training:
+            view_features = [] if view is None else self.network.encode(view)
+            embedding = embedding_map.mean(dim=(-2, -1))
+            view_projected = self._project(view_features) if view_features else []
+            return TrainingOutput(features, projected, reconstructed, embedding, view_features, view_projected)
+
+        anomaly_map = AnomalyMapGenerator((height, width), sigma=4, mode=AnomalyMapGenerationMode.ADD)
+        scored = anomaly_map(features, reconstructed)
+        return InferenceBatch(anomaly_map=scored, pred_score=scored.amax(dim=(-2, -1)))
+
+    def _project(self, features: list[Tensor]) -> list[Tensor]:
+        return [projection(f) for projection, f in zip(self.projections, features, strict=True)]
+
+    def _add_noise(self, projected: list[Tensor]) -> list[Tensor]:
+        """Now and then disturb half of the positions with unit Gaussian noise, so that the bottleneck denoises."""
+        if torch.rand(()) >= self.noise_probability:
+            return projected
+        return [p + torch.randn_like(p) * torch.bernoulli(torch.full_like(p[:, :1], 0.5)) for p in projected]

@@ -1,0 +1,61 @@
+"""The second, augmented view of a batch, made on the batch's device."""
+
+from collections.abc import Sequence
+
+import torch
+from kornia import augmentation
+from kornia.enhance import Denormalize, Normalize
+from torch import Tensor, nn
+
+
+class SecondView(nn.Module):
+    """Augment normalised images, each with parameters of its own, as the paper's contrastive pairs need.
+
+    Random resized crop (scale 0.8 to 1), horizontal and vertical flip (0.5), colour jitter (0.4, 0.4, 0.4, 0.1),
+    grey-scale (0.2), Gaussian blur (kernel 23, sigma 0.1 to 2), rotation (±15°); Fan et al.,
+    https://arxiv.org/abs/2412.04769. The colour operations need images in [0, 1], so the pre-processor's
+    normalisation is undone first and done again at the end.
+
+    Args:
+        mean: Mean per channel that the images were normalised with.
+        std: Standard deviation per channel that the images were normalised with.
+
+    Example:
+        >>> view = SecondView(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> images = torch.rand(2, 3, 64, 64) * 2 - 1
+        >>> view(images).shape
+        torch.Size([2, 3, 64, 64])
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.denormalize = Denormalize(torch.tensor(mean), torch.tensor(std))
+        self.normalize = Normalize(torch.tensor(mean), torch.tensor(std))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Make one second view of each image.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            Augmented, normalised images of the same shape, device and type.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            augment = _augmentations((images.shape[-2], images.shape[-1]))
+            return self.normalize(augment(self.denormalize(images.float()))).to(images.dtype)
+
+
+def _augmentations(size: tuple[int, int]) -> nn.Module:
+    # The blur reflects the image at its borders, so its kernel must fit into the image.
+    kernel = min(23, min(size) // 2 * 2 - 1)
+    return augmentation.AugmentationSequential(
+        augmentation.RandomResizedCrop(size, scale=(0.8, 1.0)),
+        augmentation.RandomHorizontalFlip(p=0.5),
+        augmentation.RandomVerticalFlip(p=0.5),
+        augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=1.0),
+        augmentation.RandomGrayscale(p=0.2),
+        augmentation.RandomGaussianBlur((kernel, kernel), sigma=(0.1, 2.0), p=1.0),
+        augmentation.RandomRotation(15.0, p=1.0),
+    )

