@@ -20,6 +20,8 @@ else:
 
 DISABLE_VARIABLE = "ANOMALIB_CCL_DISABLE"
 REGISTRIES = ("anomalib.data", "anomalib.models")
+# Runs only with anomalib's commands, and is found before it imports the registries.
+COMMANDS = "anomalib.cli.cli"
 
 _reported: "set[str]" = set()
 
@@ -85,6 +87,8 @@ class RegistryLoader(Loader):
 class RegistryFinder:
     """Finder on ``sys.meta_path`` that waits for anomalib's registries and leaves when it has seen them all.
 
+    On the way it also sees the module of anomalib's commands, if those are what runs.
+
     Example:
         >>> RegistryFinder().find_spec("json") is None
         True
@@ -96,7 +100,7 @@ class RegistryFinder:
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Find a registry as the finders behind this one do, and have its loader call back.
+        """Find a registry, or the commands, as the finders behind this one do, and have its loader call back.
 
         Args:
             fullname: Absolute name of the module.
@@ -104,9 +108,9 @@ class RegistryFinder:
             target: Module to be reloaded, if any.
 
         Returns:
-            The registry's spec, or None for any other module.
+            The module's spec, or None for any other module.
         """
-        if fullname not in self._awaited:
+        if fullname not in self._awaited and fullname != COMMANDS:
             return None
         # Only those behind: two finders of this kind that asked each other would never end.
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
@@ -117,19 +121,22 @@ class RegistryFinder:
                 return spec
         return None
 
-    def loaded(self, registry: "ModuleType") -> None:
-        """Register our names in a registry that has just been imported.
+    def loaded(self, module: "ModuleType") -> None:
+        """Plug in where a module has just been imported.
 
         Args:
-            registry: The module ``anomalib.models`` or ``anomalib.data``.
+            module: The module ``anomalib.models``, ``anomalib.data`` or ``anomalib.cli.cli``.
         """
-        self._awaited.discard(registry.__name__)
+        self._awaited.discard(module.__name__)
         if not self._awaited:
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         try:
-            from anomalib_ccl import plugin  # noqa: PLC0415  # heavy
+            from anomalib_ccl import excepthook, plugin  # noqa: PLC0415  # heavy
 
-            plugin.register(registry)
+            if module.__name__ == COMMANDS:
+                excepthook.explain_bad_input()
+            else:
+                plugin.register(module)
         except Exception as error:  # anomalib must work whatever is wrong here
             report(error)
 

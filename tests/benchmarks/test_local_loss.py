@@ -8,9 +8,11 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,7 +55,7 @@ def measure_in_subprocess(name: str) -> dict[str, float]:
     return json.loads(subprocess.check_output([sys.executable, __file__, name], text=True))
 
 
-def test_local_loss_against_textbook(benchmark: "pytest.fixture", record_ratio: "pytest.fixture") -> None:
+def test_local_loss_against_textbook(benchmark: BenchmarkFixture, record_ratio: Callable[..., None]) -> None:
     pairs = [(measure_in_subprocess("ours"), measure_in_subprocess("textbook")) for _ in range(3)]
     a, b = min(pairs, key=lambda pair: pair[0]["seconds"] / pair[1]["seconds"])
     assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)

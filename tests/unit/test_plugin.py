@@ -200,7 +200,10 @@ def test_trainers_get_the_report_once_anomalib_is_in_use(run_fresh):
     run_fresh("""
         from anomalib_ccl.plugin import callbacks
         import anomalib.data
-        assert [type(callback).__name__ for callback in callbacks()] == ["CategoryReport"]
+        assert [type(callback).__name__ for callback in callbacks()] == [
+            "CategoryReport",
+            "CategoryVisualizer",
+        ]
     """)
 
 

@@ -1,0 +1,38 @@
+# make demo: train, evaluate and export one model for six products.   make test: run the suite.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The demo trains from an installed package's weights, so it need not wait for a hub.
+DEMO := HF_HUB_OFFLINE=1 PATH="$(abspath $(BIN)):$$PATH"
+RUN := results/CCL/MultiCategory/latest
+
+.PHONY: demo test lint bench clean
+
+demo: $(BIN)/.installed
+	$(BIN)/python -m anomalib_ccl.data datasets/sample
+	$(DEMO) anomalib train --config configs/model/ccl_lite0.yaml --data configs/data/sample.yaml \
+		--trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8 --seed_everything 0
+	$(DEMO) anomalib export --config configs/model/ccl_lite0.yaml --export_type openvino \
+		--ckpt_path $(RUN)/weights/lightning/model.ckpt --export_root $(RUN)
+	$(BIN)/python examples/predict_openvino.py $(RUN)/weights/openvino/model.xml \
+		datasets/sample/brick/test/scratch/000.png $(RUN)/prediction.png
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(BIN)/.installed
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable
+
+clean:
+	rm -rf $(VENV) datasets/sample results runs openvino_cache
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable ".[dev]"
+	touch $@

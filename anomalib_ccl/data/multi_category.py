@@ -1,0 +1,237 @@
+"""Several categories, or several data sets, in one anomalib datamodule."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.utils import TestSplitMode, ValSplitMode
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Transform
+
+from anomalib_ccl.data.dataset import MultiCategoryDataset
+from anomalib_ccl.data.sampler import CategorySampler
+from anomalib_ccl.data.source import CategorySource
+
+logger = logging.getLogger(__name__)
+
+
+class MultiCategory(AnomalibDataModule):
+    """The categories of an anomalib data set, or of several data sets, as one datamodule.
+
+    Each category is prepared, split and read by its own anomalib datamodule; this one joins them. It works
+    with every anomalib model. After ``setup``, the frames ``train_data.samples``, ``val_data.samples`` and
+    ``test_data.samples`` have a column ``category``, and ``category_names`` lists the categories. Training
+    batches hold at least two categories, and two images of one, where the data allow
+    (:class:`~anomalib_ccl.data.CategorySampler`).
+
+    All arguments but the augmentations are plain YAML values.
+
+    Args:
+        dataset: Class name of an anomalib image datamodule that has categories (``MVTecAD``, ``MVTecAD2``,
+            ``MVTecLOCO``, ``Visa``, ``BTech``, ``MPDD``, ``VAD``, ``RealIAD``, ``AutoVI``, ``BMAD``,
+            ``Kaputt``), or ``Folder`` with one sub-folder of ``root`` for each category.
+        root: Folder that holds the categories. ``None`` takes the default of the joined datamodule.
+        categories: Categories to use. ``None`` uses all that are found under ``root``; where ``root`` holds
+            nothing yet, all that anomalib can download.
+        datasets: Several data sets instead of one. Each entry is a class name or a mapping with the keys
+            ``dataset``, ``root``, ``categories`` and ``dataset_args``. The names of the categories then get
+            the name of their data set in front: ``MVTecAD/bottle``.
+        dataset_args: Further arguments for the datamodule of each category, such as ``normal_dir`` for
+            ``Folder`` or ``resolution`` for ``RealIAD``.
+        max_epochs: Upper limit of the number of training epochs, whatever the trainer says; ``None`` and -1
+            set no limit. For ``anomalib benchmark``, whose trainer cannot be told how long to train.
+        train_batch_size: Training images in a batch; 3 or more lets a batch hold two categories and two
+            images of one.
+        eval_batch_size: Validation or test images in a batch.
+        num_workers: Processes that read images, for each data loader. Half of anomalib's default: laptops
+            have 4 to 8 cores, and each worker takes several hundred MB where processes are spawned.
+        train_augmentations: Transform of the training images.
+        val_augmentations: Transform of the validation images.
+        test_augmentations: Transform of the test images.
+        augmentations: Transform for the subsets that have none of their own.
+        test_split_mode: How each category gets its test images. ``None`` takes the default of the joined
+            datamodule; so do the other arguments about splits.
+        test_split_ratio: Part of the training images used for testing, between 0 and 1.
+        val_split_mode: How each category gets its validation images.
+        val_split_ratio: Part of the images used for validation, between 0 and 1.
+        seed: Seed of the splits and of the order of the training images. ``None`` splits with the global
+            generator and orders by the seed that Lightning was given.
+
+    Raises:
+        ValueError: If a data set is unknown or does not take an argument it is given. Later, from
+            ``prepare_data`` or ``setup``, if a category is unknown, empty or broken.
+        FileNotFoundError: From ``prepare_data`` or ``setup``, if ``root`` holds no category.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from anomalib_ccl.data import MultiCategory, make_sample_dataset
+        >>> folder = TemporaryDirectory()
+        >>> root = make_sample_dataset(f"{folder.name}/sample", size=32, train=4, test_good=1, per_defect=1)
+        >>> datamodule = MultiCategory(
+        ...     "MVTecAD", root, categories=["brick", "tissue"], train_batch_size=4, num_workers=0
+        ... )
+        >>> datamodule.setup()
+        >>> datamodule.category_names
+        ['brick', 'tissue']
+        >>> datamodule.train_data.samples["category"].value_counts().to_dict()
+        {'brick': 4, 'tissue': 4}
+        >>> batch = next(iter(datamodule.train_dataloader()))
+        >>> batch.image.shape
+        torch.Size([4, 3, 32, 32])
+        >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        dataset: str = "MVTecAD",
+        root: str | Path | None = None,
+        categories: list[str] | None = None,
+        datasets: list[str | dict[str, Any]] | None = None,
+        *,
+        dataset_args: dict[str, Any] | None = None,
+        max_epochs: int | None = None,
+        train_batch_size: int = 16,
+        eval_batch_size: int = 16,
+        num_workers: int = 4,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        test_split_mode: TestSplitMode | str | None = None,
+        test_split_ratio: float | None = None,
+        val_split_mode: ValSplitMode | str | None = None,
+        val_split_ratio: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            test_split_mode=test_split_mode,
+            test_split_ratio=test_split_ratio,
+            val_split_mode=val_split_mode,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+        self.max_epochs = max_epochs
+        self.category_names: list[str] = []
+        shared = {
+            "test_split_mode": test_split_mode,
+            "test_split_ratio": test_split_ratio,
+            "val_split_mode": val_split_mode,
+            "val_split_ratio": val_split_ratio,
+            "seed": seed,
+        }
+        shared = {name: value for name, value in shared.items() if value is not None}
+        self._joint = datasets is not None
+        if datasets is None:
+            one = {"dataset": dataset, "root": root, "categories": categories, "dataset_args": dataset_args}
+            entries = [one]
+        elif root is None and categories is None and dataset_args is None:
+            entries = [{"dataset": entry} if isinstance(entry, str) else entry for entry in datasets]
+        else:
+            msg = "with datasets, put root, categories and dataset_args into its entries"
+            raise ValueError(msg)
+        self._sources = [_source(_plain(entry), shared) for entry in entries]
+
+    def prepare_data(self) -> None:
+        """Let the datamodules of all categories prepare their data, which may download them."""
+        for source in self._sources:
+            source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set up all categories and apply ``max_epochs``.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; all subsets are made in any of them.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.trainer is not None:
+            limits = [n for n in (self.trainer.fit_loop.max_epochs, self.max_epochs) if n not in (None, -1)]
+            if limits:
+                self.trainer.fit_loop.max_epochs = min(limits)
+
+    def train_dataloader(self) -> DataLoader:
+        """The training images, in batches of several categories."""
+        seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        categories = self.train_data.samples["category"].tolist()
+        sampler = CategorySampler(categories, self.train_batch_size, seed=seed)
+        return DataLoader(
+            dataset=self.train_data,
+            sampler=sampler,
+            batch_size=self.train_batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=self.external_collate_fn or self.train_data.collate_fn,
+        )
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """The validation images; empty where no category has any (``val_split_mode="none"``)."""
+        return super().val_dataloader() if hasattr(self, "val_data") else []
+
+    def _setup(self, _stage: str | None = None) -> None:
+        train: dict[str, AnomalibDataset] = {}
+        val: dict[str, AnomalibDataset] = {}
+        test: dict[str, AnomalibDataset] = {}
+        for source in self._sources:
+            for category in source.present():
+                name = f"{source.dataset}/{category}" if self._joint else category
+                if name in train:
+                    msg = f"category '{name}' is in two entries of datasets; leave it out of one of them"
+                    raise ValueError(msg)
+                datamodule = source.set_up(category)
+                train[name] = datamodule.train_data
+                # Not test_data: MVTecAD2 keeps the images that its test set has in the loader only.
+                test[name] = datamodule.test_dataloader().dataset
+                if hasattr(datamodule, "val_data"):
+                    val[name] = datamodule.val_data
+        self.category_names = sorted(train)
+        self.train_data = MultiCategoryDataset(train)
+        self.test_data = MultiCategoryDataset(test)
+        if val:
+            self.val_data = MultiCategoryDataset(val)
+        _warn_about_test_sets(test)
+
+    def _create_test_split(self) -> None:
+        """Nothing to do: the datamodule of each category has split its images."""
+
+    def _create_val_split(self) -> None:
+        """Nothing to do: the datamodule of each category has split its images."""
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """The plain lists and dicts in a configuration of OmegaConf, which anomalib's pipelines pass on."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _source(entry: dict[str, Any], shared: dict[str, Any]) -> CategorySource:
+    keys = ("dataset", "root", "categories", "dataset_args")
+    if "dataset" not in entry or not set(entry) <= set(keys):
+        msg = f"an entry of datasets has the keys {', '.join(keys)}, the first of them always; got {entry}"
+        raise ValueError(msg)
+    arguments = {**shared, **_plain(entry.get("dataset_args") or {})}
+    return CategorySource(entry["dataset"], entry.get("root"), entry.get("categories"), arguments)
+
+
+def _warn_about_test_sets(test: dict[str, AnomalibDataset]) -> None:
+    maskless = sorted(name for name, dataset in test.items() if dataset.task != TaskType.SEGMENTATION)
+    if 0 < len(maskless) < len(test):
+        logger.warning("Pixel metrics leave out the categories without masks: %s", ", ".join(maskless))
+    one_sided = sorted(name for name, dataset in test.items() if not dataset.has_normal)
+    if one_sided:
+        logger.warning(
+            "No normal test images, so no AUROC of their own, in %s; "
+            "test_split_mode='from_dir' keeps those that the data set has",
+            ", ".join(one_sided),
+        )

@@ -1,0 +1,57 @@
+"""Keeps the reports of ``anomalib benchmark``, whose jobs run in folders that are deleted after them."""
+
+import os
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from traceback import walk_stack
+
+import pandas as pd
+from anomalib.pipelines.benchmark.job import BenchmarkJob
+
+
+def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:
+    """Append a report to the CSV file of the benchmark that is running, if one is.
+
+    The file is ``runs/benchmark/<time>-<process>-categories.csv``, beside the folders of anomalib's own
+    ``results.csv``. Its first columns are ``run`` (1, 2, … in the order in which the process ran its jobs,
+    which is that of the rows of ``results.csv``) and ``model``, its last ones the configuration of the job,
+    as in ``results.csv``. A benchmark on several GPUs has one process, and so one file, for each.
+
+    Args:
+        report: One row for each category.
+
+    Returns:
+        The file, or None outside a benchmark.
+
+    Example:
+        >>> keep_benchmark_rows(pd.DataFrame({"category": ["bottle"]})) is None
+        True
+    """
+    job = _running_job()
+    if job is None:
+        return None
+    path = _benchmark_csv()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = [pd.read_csv(path)] if path.exists() else []
+    run = 1 + max((frame["run"].max() for frame in earlier), default=0)
+    configuration = {key: str(value) for key, value in job.flat_cfg.items()}
+    head = {"run": run, "model": job.model.name}
+    rows = [{**head, **row, **configuration} for row in report.to_dict("records")]
+    pd.concat([*earlier, pd.DataFrame(rows)]).to_csv(path, index=False)
+    return path
+
+
+def _running_job() -> BenchmarkJob | None:
+    """Find the job among the callers: anomalib tells neither the Trainer nor the model that it runs them."""
+    for frame, _ in walk_stack(None):
+        if frame.f_code.co_name == "run" and isinstance(job := frame.f_locals.get("self"), BenchmarkJob):
+            return job
+    return None
+
+
+@cache
+def _benchmark_csv() -> Path:
+    """One name for the whole process."""
+    started = datetime.now().strftime("%Y-%m-%d-%H_%M_%S")
+    return Path("runs") / BenchmarkJob.name / f"{started}-{os.getpid()}-categories.csv"

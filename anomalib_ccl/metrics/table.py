@@ -1,0 +1,44 @@
+"""The report as a table for the terminal."""
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE
+from rich.table import Table
+
+from anomalib_ccl.metrics.category import FIGURES
+
+
+def report_table(report: pd.DataFrame) -> Table:
+    """Lay out a report, 80 characters wide with category names of up to 20 letters.
+
+    Args:
+        report: As :func:`~anomalib_ccl.metrics.category.with_mean` returns it.
+
+    Returns:
+        A table with the number of images and the figures in percent; a dash stands for NaN.
+
+    Example:
+        >>> row = {"normal_images": 20, "anomalous_images": 63, **dict.fromkeys(FIGURES, 0.5)}
+        >>> row["pixel_AUPRO"] = math.nan
+        >>> report = pd.DataFrame([{"category": name, **row} for name in ("bottle", "mean")])
+        >>> [next(column.cells) for column in report_table(report).columns]
+        ['bottle', '83', '50.0', '50.0', '50.0', '50.0', '50.0', '50.0', '-']
+    """
+    table = Table(title="Test results per category (%)", box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("category", overflow="fold")
+    for heading in ("images", *FIGURES):
+        table.add_column(heading.replace("_", "\n"), justify="right")
+    *categories, mean = report.to_dict("records")
+    for row in categories:
+        table.add_row(*_cells(row))
+    table.add_section()
+    table.add_row(*_cells(mean))
+    return table
+
+
+def _cells(row: dict[Hashable, Any]) -> list[str]:
+    figures = ["-" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in FIGURES]
+    return [row["category"], str(row["normal_images"] + row["anomalous_images"]), *figures]

@@ -1,0 +1,53 @@
+"""Small data sets that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalib_ccl.data import make_sample_dataset
+
+
+@pytest.fixture(scope="session")
+def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample data set, 64 px and with few images, for reading only.
+
+    In each of the six categories: 6 training images, 2 normal and 4 defective test images.
+    """
+    root = tmp_path_factory.mktemp("data") / "sample"
+    return make_sample_dataset(root, size=64, train=6, test_good=2, per_defect=1)
+
+
+def write_images(folder: Path, count: int, size: int = 32, suffix: str = ".png", mode: str = "RGB") -> None:
+    """Write images ``000.png`` … of noise; those of mode ``L`` are masks with a white square."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        if mode == "L":
+            pixels = np.zeros((size, size), np.uint8)
+            pixels[4 : 8 + index, 4:8] = 255
+        else:
+            generator = np.random.default_rng([index, *folder.as_posix().encode()])
+            pixels = generator.integers(0, 256, (size, size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:03}{suffix}")
+
+
+@pytest.fixture(scope="session")
+def make_category() -> Callable[..., Path]:
+    """``make_category(root, name, train=4, good=2, bad=2, size=32)``: a category in MVTec AD's layout.
+
+    The images are noise, the defect is called ``bad``. Returns the folder of the category.
+    """
+
+    def make(root: Path, name: str, train: int = 4, good: int = 2, bad: int = 2, size: int = 32) -> Path:
+        folder = Path(root) / name
+        write_images(folder / "train" / "good", train, size)
+        write_images(folder / "test" / "good", good, size)
+        write_images(folder / "test" / "bad", bad, size)
+        write_images(folder / "ground_truth" / "bad", bad, size, "_mask.png", "L")
+        return folder
+
+    return make

@@ -1,0 +1,257 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anomalib.metrics.aupro import _AUPRO
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomalib_ccl.metrics.category import FIGURES, CategoryMetrics, with_mean
+from anomalib_ccl.metrics.pixel import PixelMetrics, sortable
+from anomalib_ccl.metrics.ranking import ranking_metrics
+
+SIDE = 64
+
+
+def random_masks(images: int, generator: torch.Generator) -> Tensor:
+    """Blobs of all shapes, many of which touch at a corner only, on every second image."""
+    smooth = F.avg_pool2d(torch.randn(images, 1, SIDE, SIDE, generator=generator), 5, 1, 2)[:, 0]
+    mask = smooth > 0.3
+    mask[::2] = False
+    return mask
+
+
+def random_maps(kind: str, mask: Tensor, generator: torch.Generator) -> Tensor:
+    normal = torch.randn(mask.shape, generator=generator) + 1.5 * mask
+    uniform = torch.rand(mask.shape, generator=generator)
+    return {
+        "normal": normal,
+        "uniform": 0.8 * uniform + 0.2 * mask,
+        "unrelated": uniform,
+        "tied": normal.round(),
+        "two values": (normal > 1).float(),
+        "all equal": torch.full(mask.shape, 0.25),
+        "offset": normal + 1000,
+        "negative offset": 0.01 * normal - 50,
+        "tiny": 1e-9 * normal.exp(),
+        "huge": 1e9 * normal,
+        "with zeros": normal.relu(),
+        "with infinities": normal.masked_fill(normal > 4, torch.inf).masked_fill(normal < -3, -torch.inf),
+    }[kind]
+
+
+def reference(anomaly_map: Tensor, mask: Tensor) -> dict[str, float]:
+    # Infinities have a rank but neither scikit-learn nor anomalib takes them.
+    anomaly_map = anomaly_map.clamp(-1e30, 1e30)
+    labels, scores = mask.flatten().numpy(), anomaly_map.flatten().numpy()
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    aupro = _AUPRO()
+    aupro.update(anomaly_map, mask.int())
+    return {
+        "AUROC": roc_auc_score(labels, scores),
+        "AP": average_precision_score(labels, scores),
+        "F1Max": (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max(),
+        "AUPRO": aupro.compute().item(),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "normal",
+        "uniform",
+        "unrelated",
+        "tied",
+        "two values",
+        "all equal",
+        "offset",
+        "negative offset",
+        "tiny",
+        "huge",
+        "with zeros",
+        "with infinities",
+    ],
+)
+def test_figures_agree_with_scikit_learn_and_anomalib(kind):
+    generator = torch.Generator().manual_seed(1)
+    mask = random_masks(48, generator)
+    anomaly_map = random_maps(kind, mask, generator)
+    metrics = PixelMetrics()
+    for part in torch.arange(48).split(7):
+        metrics.update(anomaly_map[part], mask[part])
+    assert metrics.compute() == pytest.approx(reference(anomaly_map, mask), abs=1e-3)
+
+
+def test_scores_of_later_batches_may_lie_far_outside_those_of_earlier_ones():
+    generator = torch.Generator().manual_seed(2)
+    mask = random_masks(24, generator)
+    factor = torch.logspace(-6, 6, 24)[torch.randperm(24, generator=generator)]
+    anomaly_map = factor[:, None, None] * random_maps("normal", mask, generator)
+    metrics = PixelMetrics()
+    for image in range(24):
+        metrics.update(anomaly_map[image : image + 1], mask[image : image + 1])
+    assert metrics.compute() == pytest.approx(reference(anomaly_map, mask), abs=1e-3)
+
+
+def test_order_of_the_images_does_not_matter():
+    generator = torch.Generator().manual_seed(3)
+    mask = random_masks(16, generator)
+    anomaly_map = torch.logspace(-3, 3, 16)[:, None, None] * random_maps("normal", mask, generator)
+    forwards, backwards = PixelMetrics(), PixelMetrics()
+    for image in range(16):
+        forwards.update(anomaly_map[image : image + 1], mask[image : image + 1])
+        backwards.update(anomaly_map[15 - image][None], mask[15 - image][None])
+    assert torch.equal(forwards.weight.sum(dim=0), backwards.weight.sum(dim=0))
+    assert forwards.compute() == pytest.approx(backwards.compute(), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied", "offset"])
+def test_two_processes_together_count_what_one_would(kind):
+    generator = torch.Generator().manual_seed(4)
+    mask = random_masks(16, generator)
+    anomaly_map = random_maps(kind, mask, generator)
+    anomaly_map[1::2] *= 2  # so that the bins of the two are not the same
+    first, second = PixelMetrics(), PixelMetrics()
+    first.update(anomaly_map[::2], mask[::2])
+    second.update(anomaly_map[1::2], mask[1::2])
+    first.merge_state(second)
+    assert first.compute() == pytest.approx(reference(anomaly_map, mask), abs=1e-3)
+
+
+def test_state_does_not_grow_with_the_images():
+    generator = torch.Generator().manual_seed(5)
+    metrics = PixelMetrics()
+
+    def size() -> int:
+        return sum(state.nbytes for state in metrics.metric_state.values())
+
+    before = size()
+    for _ in range(20):
+        mask = random_masks(4, generator)
+        metrics.update(random_maps("normal", mask, generator), mask)
+    assert size() == before < 5 * 2**20
+
+
+def test_regions_that_touch_at_a_corner_are_one_and_those_of_two_images_are_two():
+    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
+    mask[0, :4, :4] = mask[0, 4:, 4:] = mask[1, :2, :2] = True
+    metrics = PixelMetrics()
+    metrics.update(torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(6)), mask)
+    assert metrics.regions == 2
+
+
+def test_maps_may_have_a_channel_and_any_float_type():
+    generator = torch.Generator().manual_seed(7)
+    mask = random_masks(4, generator)
+    anomaly_map = random_maps("tied", mask, generator)
+    plain, other = PixelMetrics(), PixelMetrics()
+    plain.update(anomaly_map, mask)
+    other.update(anomaly_map[:, None].bfloat16(), mask[:, None].to(torch.uint8))
+    assert other.compute() == plain.compute()
+
+
+def test_figures_are_nan_without_normal_or_without_anomalous_pixels():
+    for mask in (torch.zeros(2, 4, 4), torch.ones(2, 4, 4)):
+        metrics = PixelMetrics()
+        metrics.update(torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(8)), mask)
+        assert all(np.isnan(value) for value in metrics.compute().values())
+
+
+def test_map_with_nan_is_refused():
+    anomaly_map = torch.zeros(1, 4, 4)
+    anomaly_map[0, 1, 2] = torch.nan
+    with pytest.raises(ValueError, match="anomaly map: 1 of 16 values are NaN"):
+        PixelMetrics().update(anomaly_map, torch.zeros(1, 4, 4))
+
+
+def test_map_of_another_size_than_the_mask_is_refused():
+    with pytest.raises(ValueError, match=r"\[4, 4\] pixels for a mask of \[8, 8\];"):
+        PixelMetrics().update(torch.zeros(1, 4, 4), torch.zeros(1, 8, 8))
+
+
+def test_sortable_keeps_the_order_of_all_floats():
+    scores = torch.randn(10_000, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    scores = (scores.sign() * 10 ** (8 * scores)).float()
+    keys = sortable(scores[scores.argsort()])
+    assert (keys.diff() >= 0).all()
+    assert len(keys.unique()) == len(scores[scores.abs() > 2**-40].unique()) + 1
+
+
+def test_best_f1_score_is_that_of_the_best_threshold():
+    generator = np.random.default_rng(10)
+    labels = generator.integers(0, 2, 50)
+    scores = (generator.normal(size=50) + labels).round(1)
+    best = max(f1_score(labels, scores >= threshold) for threshold in scores)
+    assert ranking_metrics(labels, scores)["F1Max"] == pytest.approx(best)
+
+
+def test_weights_stand_for_repeated_scores():
+    generator = np.random.default_rng(11)
+    labels, scores, weights = (
+        generator.integers(0, 2, 30),
+        generator.normal(size=30),
+        generator.integers(0, 4, 30),
+    )
+    repeated = ranking_metrics(labels.repeat(weights), scores.repeat(weights))
+    assert ranking_metrics(labels, scores, weights) == pytest.approx(repeated)
+
+
+def test_figures_are_nan_where_only_one_class_counts():
+    assert np.isnan(list(ranking_metrics([0, 1], [0.1, 0.2], weights=[3, 0]).values())).all()
+
+
+def random_predictions() -> tuple[list[str], Tensor, Tensor, Tensor, Tensor]:
+    """48 images of three categories; ``cable`` has no defective one."""
+    generator = torch.Generator().manual_seed(12)
+    categories = ["bottle", "cable", "wood"] * 16
+    mask = random_masks(48, generator)
+    mask[1::3] = False
+    labels = mask.flatten(1).any(dim=1).long()
+    score = torch.randn(48, generator=generator) + labels
+    return categories, labels, score, random_maps("normal", mask, generator), mask
+
+
+def test_category_figures_are_those_of_the_images_of_that_category():
+    categories, labels, score, anomaly_map, mask = random_predictions()
+    metrics = CategoryMetrics(categories, labels.tolist())
+    for part in torch.randperm(48, generator=torch.Generator().manual_seed(13)).split(10):
+        metrics.update(part, score[part], anomaly_map[part], mask[part])
+    report = metrics.compute()
+    assert report["category"].tolist() == ["bottle", "cable", "wood"]
+    assert report["normal_images"].tolist() == [8, 16, 8]
+    assert report["anomalous_images"].tolist() == [8, 0, 8]
+    for row, start in ((0, 0), (2, 2)):
+        pixels = reference(anomaly_map[start::3], mask[start::3])
+        images = ranking_metrics(labels[start::3], score[start::3])
+        expected = [*images.values(), *pixels.values()]
+        assert report.loc[row, list(FIGURES)].tolist() == pytest.approx(expected, abs=1e-3)
+        assert report.loc[row, "image_AUROC"] == roc_auc_score(labels[start::3], score[start::3])
+    assert report.loc[1, list(FIGURES)].isna().all()
+
+
+def test_mean_is_over_the_categories_that_have_the_figure():
+    report = pd.DataFrame({"category": ["a", "b", "c"], "normal_images": 2, "anomalous_images": [1, 0, 3]})
+    report[list(FIGURES)] = [[0.5] * 7, [float("nan")] * 7, [1.0] * 7]
+    report["pixel_AUPRO"] = float("nan")
+    mean = with_mean(report).iloc[-1]
+    assert mean["category"] == "mean"
+    assert (mean["normal_images"], mean["anomalous_images"]) == (6, 4)
+    assert mean["image_AUROC"] == 0.75
+    assert np.isnan(mean["pixel_AUPRO"])
+
+
+def test_categories_without_maps_or_masks_have_image_figures_only():
+    categories, labels, score, anomaly_map, mask = random_predictions()
+    for maps in ((None, mask), (anomaly_map, None)):
+        metrics = CategoryMetrics(categories, labels.tolist())
+        metrics.update(torch.arange(48), score[:, None], *maps)
+        report = metrics.compute()
+        assert report["image_AUROC"].notna().tolist() == [True, False, True]
+        assert report.filter(like="pixel").isna().all(axis=None)
+
+
+def test_nan_image_score_is_refused():
+    metrics = CategoryMetrics(["bottle", "bottle"], [0, 1])
+    with pytest.raises(ValueError, match="image scores: 1 of 2 values are NaN"):
+        metrics.update(torch.tensor([0, 1]), torch.tensor([0.5, torch.nan]))
