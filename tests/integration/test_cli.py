@@ -72,11 +72,11 @@ def test_validate_and_test_run_from_a_checkpoint(
     assert ("mean_image_AUROC" in output) == (command == "test")
 
 
-def test_predict_runs_on_a_flat_folder_of_images(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_predict_runs_on_a_flat_folder_of_images_of_any_size(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
     flat = tmp_path / "some_images"
     flat.mkdir()
     for index, path in enumerate(sorted(sample_root.glob("*/test/good/*.png"))[:3]):
-        Image.open(path).convert("RGB").resize((50, 70)).save(flat / f"{index}.png")
+        Image.open(path).convert("RGB").resize([(50, 70), (300, 20), (4, 4)][index]).save(flat / f"{index}.png")
     run(tmp_path, "predict", *MODEL, f"--ckpt_path={checkpoint}", f"--data={flat}", "--trainer.accelerator=cpu")
     assert len(list((tmp_path / "results").rglob("images/some_images/*.png"))) == 3
 
