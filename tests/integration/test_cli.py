@@ -72,7 +72,9 @@ def test_validate_and_test_run_from_a_checkpoint(
     assert ("mean_image_AUROC" in output) == (command == "test")
 
 
-def test_predict_runs_on_a_flat_folder_of_images_of_any_size(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_predict_runs_on_a_flat_folder_of_images_of_any_size(
+    sample_root: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     flat = tmp_path / "some_images"
     flat.mkdir()
     for index, path in enumerate(sorted(sample_root.glob("*/test/good/*.png"))[:3]):
@@ -89,6 +91,16 @@ def test_export_and_predict_with_openvino(sample_root: Path, checkpoint: Path, t
     output = run(tmp_path, script, model, image, "heatmap.png", program=Path(sys.executable))
     assert "score 0." in output or "score 1." in output
     assert Image.open(tmp_path / "heatmap.png").width > 256
+
+
+def test_training_example_prints_the_table_and_a_prediction(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    script = ROOT / "examples/train.py"
+    output = run(tmp_path, script, sample_root, "--epochs=1", program=Path(sys.executable))
+    assert "Test results per category" in output
+    assert f"{sample_root}/brick/test/foreign/000.png: score " in output
 
 
 def test_help_explains_the_constructor_arguments(tmp_path: Path) -> None:
