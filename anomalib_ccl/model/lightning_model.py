@@ -28,6 +28,8 @@ from .views import SecondView
 
 logger = logging.getLogger(__name__)
 
+# The paper trains for 100 epochs. Lightning's own fallback, where a trainer is not told, is 1000.
+_EPOCHS, _LIGHTNING_EPOCHS = 100, 1000
 # The learning rates fall to a tenth when this share of the training is over.
 _STEP_AT = 0.8
 
@@ -150,6 +152,16 @@ class CCL(AnomalibModule):
         mean, std = normalization(backbone)
         return PreProcessor(Compose([Resize(image_size or (256, 256), antialias=True), Normalize(mean=mean, std=std)]))
 
+    def setup(self, stage: str) -> None:
+        """Train for the paper's 100 epochs where the trainer was not told how long.
+
+        Args:
+            stage: What the trainer is about to do.
+        """
+        if stage == "fit" and self.trainer.max_epochs == _LIGHTNING_EPOCHS:
+            logger.info("Training for %d epochs, as in the paper; max_epochs sets another number.", _EPOCHS)
+            self.trainer.fit_loop.max_epochs = _EPOCHS
+
     def on_train_start(self) -> None:
         """Find the class of each training image, say so where there is only one, and prepare the second view."""
         loader: Any = self.trainer.train_dataloader
@@ -238,6 +250,8 @@ class CCL(AnomalibModule):
         Returns:
             Path to the ONNX file.
         """
+        # Each of the exporter's hundreds of small optimisations is a message to those whose root logger shows them.
+        logging.getLogger("onnx_ir").setLevel(logging.WARNING)
         return super().to_onnx(*args, **{"opset_version": 18, **kwargs})
 
     @property

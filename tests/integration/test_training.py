@@ -34,6 +34,13 @@ class History(Callback):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
+class StopAtOnce(Callback):
+    """End the training after its first step."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.should_stop = True
+
+
 def make_engine(folder: Path, *callbacks: Callback, **kwargs: Any) -> Engine:
     return Engine(
         default_root_dir=folder,
@@ -101,6 +108,17 @@ def test_learning_rates_are_the_papers_and_fall_to_a_tenth_at_80_percent(sample_
     assert history.rates[: switch - 1] == [[0.005, 0.001]] * (switch - 1)
     for rates in history.rates[switch:]:
         assert rates == pytest.approx([0.0005, 0.0001])
+
+
+@pytest.mark.parametrize(
+    ("told", "epochs"), [({}, 100), ({"max_epochs": 3}, 3), ({"max_epochs": -1, "max_steps": 1}, -1)]
+)
+def test_training_takes_the_papers_100_epochs_unless_told(
+    sample_root: Path, tmp_path: Path, told: dict[str, int], epochs: int
+) -> None:
+    engine = make_engine(tmp_path, StopAtOnce(), **told)
+    engine.fit(CCL(**SMALL), datamodule=make_data(sample_root))
+    assert engine.trainer.max_epochs == epochs
 
 
 def test_two_runs_with_one_seed_give_the_same_losses(sample_root: Path, tmp_path: Path) -> None:
