@@ -19,9 +19,11 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ccl.labels import ClassLabels, class_names
+from anomalib_ccl.pseudo_classes import ClassCount, check_class_count
 
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
 from .projection import Projection
+from .pseudo_labels import find_pseudo_labels
 from .teacher import normalization
 from .torch_model import CCLModel
 from .views import SecondView
@@ -56,8 +58,11 @@ class CCL(AnomalibModule):
         global_loss: "supcon" is the supervised contrastive loss that the paper describes; "released" is what its
             authors' released code computes, for comparison only.
         class_labels: Where the class of a training image comes from: "category" (the datamodule tells it),
-            "folder" (the first folder in which the image paths differ), or "auto" (the category where there is
-            one, else all images are of one class).
+            "folder" (the first folder in which the image paths differ), "pseudo" (clusters of the teacher's
+            features, found before the first epoch), or "auto" (the category where the datamodule tells it, else
+            pseudo).
+        n_pseudo_classes: Number of pseudo-classes, at most that of the training images, or "auto": 1 to 50, by
+            the silhouette of the clusters.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use anomalib's default.
@@ -91,6 +96,7 @@ class CCL(AnomalibModule):
         num_negatives: int = 1,
         global_loss: GlobalForm = "supcon",
         class_labels: ClassLabels = "auto",
+        n_pseudo_classes: ClassCount = "auto",
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -102,6 +108,7 @@ class CCL(AnomalibModule):
         if class_labels not in get_args(ClassLabels):
             msg = f"unknown class_labels {class_labels!r}; choose one of {', '.join(get_args(ClassLabels))}"
             raise ValueError(msg)
+        check_class_count(n_pseudo_classes)
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -113,12 +120,14 @@ class CCL(AnomalibModule):
         self.local_weight = local_weight
         self.global_weight = global_weight
         self.class_labels = class_labels
+        self.n_pseudo_classes = n_pseudo_classes
         self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability)
         _check_image_size(self.input_size, self.model.network.stride)
         self.reconstruction_loss = ReverseDistillationLoss()
         self.local_loss = LocalContrastiveLoss(temperature, num_negatives)
         self.global_loss = GlobalContrastiveLoss(temperature, global_loss)
         self._class_of_image: dict[str, int] = {}
+        self._pseudo_labels: dict[str, str] = {}
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "CCL":  # type: ignore[override]  # noqa: ANN401
@@ -165,15 +174,39 @@ class CCL(AnomalibModule):
     def on_train_start(self) -> None:
         """Find the class of each training image, say so where there is only one, and prepare the second view."""
         loader: Any = self.trainer.train_dataloader
-        class_of_image = class_names(loader.dataset.samples, self.class_labels)
+        category = getattr(self.trainer.datamodule, "category", "")  # type: ignore[attr-defined]
+        class_of_image = class_names(loader.dataset.samples, self.class_labels, category)
+        if class_of_image is None:
+            class_of_image = self._pseudo_labels = find_pseudo_labels(
+                self, self.model.network.encode, self.n_pseudo_classes, self._pseudo_labels
+            )
         classes = sorted(set(class_of_image.values()))
         self._class_of_image = {path: classes.index(name) for path, name in class_of_image.items()}
         if len(classes) == 1 and (self.local_weight or self.global_weight):
             logger.warning(
                 "All training images are of one class, so the contrastive losses are zero and CCL trains as plain "
-                "reverse distillation. For several products use MultiCategory, or class_labels='folder'.",
+                "reverse distillation. For several products use MultiCategory, class_labels='folder', or 'pseudo' with "
+                "their number as n_pseudo_classes.",
             )
         self._second_view = self._configure_second_view().to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the pseudo-classes too, so that a resumed training has the same ones.
+
+        Args:
+            checkpoint: What will be saved.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pseudo_labels"] = self._pseudo_labels
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the pseudo-classes from a checkpoint, where it has them.
+
+        Args:
+            checkpoint: What was saved.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self._pseudo_labels = checkpoint.get("pseudo_labels", {})
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Compute the total loss of a batch of normal images, and log it and each of its terms, not yet weighted.

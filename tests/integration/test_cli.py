@@ -112,6 +112,7 @@ def test_help_explains_the_constructor_arguments(tmp_path: Path) -> None:
         "num_negatives": "Images of other classes that each image is contrasted with",
         "global_loss": "is the supervised contrastive loss that the paper describes",
         "class_labels": "Where the class of a training image comes from",
+        "n_pseudo_classes": 'Number of pseudo-classes, at most that of the training images, or "auto"',
         "backbone_weights": "file with the teacher's weights, used instead of timm's.",
     }.items():
         assert argument in output

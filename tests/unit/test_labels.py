@@ -28,10 +28,21 @@ def test_images_in_one_folder_are_of_one_class(paths: list[str]) -> None:
     assert set(class_names(DataFrame({"image_path": paths}), "folder").values()) == {""}
 
 
-def test_without_category_all_images_are_of_one_class() -> None:
-    assert set(class_names(DataFrame({"image_path": PATHS})).values()) == {""}
+@pytest.mark.parametrize("source", ["auto", "category"])
+def test_category_of_the_datamodule_is_that_of_all_images(source: str) -> None:
+    assert class_names(DataFrame({"image_path": PATHS}), source, "bolt") == dict.fromkeys(PATHS, "bolt")
+
+
+def test_without_category_the_classes_must_be_found() -> None:
+    assert class_names(DataFrame({"image_path": PATHS}), "auto") is None
+
+
+def test_pseudo_classes_are_found_even_where_the_category_is_known() -> None:
+    assert class_names(DataFrame({"image_path": PATHS, "category": ["a", "a", "b"]}), "pseudo", "a") is None
 
 
 def test_asking_for_a_category_that_nobody_knows_names_the_way_out() -> None:
-    with pytest.raises(ValueError, match=r"needs a datamodule that knows the category.*MultiCategory.*'folder'"):
+    with pytest.raises(
+        ValueError, match=r"needs a datamodule that knows the category.*MultiCategory.*'folder', 'pseudo' or 'auto'"
+    ):
         class_names(DataFrame({"image_path": PATHS}), "category")
