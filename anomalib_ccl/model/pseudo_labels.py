@@ -40,7 +40,7 @@ def find_pseudo_labels(
         The class name of each image, by its path; the same on all processes.
 
     Raises:
-        ValueError: If k is more than the number of training images.
+        ValueError: If k is more than the number of training images, or the processes have different images.
     """
     loader: Any = model.trainer.train_dataloader
     samples = loader.dataset.samples
@@ -54,17 +54,21 @@ def find_pseudo_labels(
         names = {path: f"pseudo_{label:0{width}}" for path, label in zip(paths, labels, strict=True)}
         sizes = sorted(Counter(names.values()).items())
         logger.info(
-            "%d training images are in %d pseudo-classes with silhouette %.2f: %s",
-            len(paths),
+            "Pseudo-classes found: %d, for %d training images, with silhouette %.2f (%s)",
             len(sizes),
+            len(paths),
             silhouette,
             ", ".join(f"{name} {size}" for name, size in sizes),
         )
         if k != "auto" and len(sizes) < k:
-            logger.warning("n_pseudo_classes is %d, but the images differ in %d groups only.", k, len(sizes))
+            logger.warning("Only %d of %d pseudo-classes found: all other training images are copies.", len(sizes), k)
         if "category" in samples:
             logger.info("V-measure of the pseudo-classes: %.3f", v_measure_score(samples["category"], labels))
-    return model.trainer.strategy.broadcast(names)
+    names = model.trainer.strategy.broadcast(names)
+    if not names.keys() >= set(paths):
+        msg = "the training images differ between processes; give the datamodule a seed, so that it splits them alike"
+        raise ValueError(msg)
+    return names
 
 
 @torch.no_grad()

@@ -183,9 +183,10 @@ def test_plain_mvtec_category_trains_as_one_class_with_one_warning(
     category = next(folder.name for folder in sorted(sample_root.iterdir()) if folder.is_dir())
     data = MVTecAD(sample_root, category, train_batch_size=4, num_workers=0)
     history = History()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "anomalib_ccl"):
         make_engine(tmp_path, history, max_epochs=2).fit(CCL(**SMALL), datamodule=data)
     assert sum("All training images are of one class" in message for message in caplog.messages) == 1
+    assert not any("Pseudo-classes found" in message for message in caplog.messages)
     last = history.losses[-1]
     assert last["train_loss_local"] == last["train_loss_global"] == 0
 
@@ -224,7 +225,8 @@ def test_images_are_normalised_as_the_backbone_was_trained() -> None:
         ({"temperature": 0}, "temperature must be greater than 0, got 0"),
         ({"local_weight": -1}, "local_weight must not be negative, got -1; 0 switches the loss off"),
         ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels, got 4 × 4"),
-        ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder"),
+        ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),
+        ({"n_pseudo_classes": 0}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got 0"),
         ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
     ],
 )
