@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from anomalib.data import Folder
+from anomalib.data.utils import read_image
 from anomalib.engine import Engine
 from lightning import Callback, seed_everything
+from torchvision.transforms.v2 import RandomInvert
 
 from anomalib_ccl import CCL, MultiCategory
 
@@ -61,9 +63,9 @@ def checkpoint(folder: Path) -> Path:
     return path
 
 
-def make_folder(root: Path) -> Folder:
+def make_folder(root: Path, **kwargs: Any) -> Folder:
     splits = {"test_split_mode": "none", "val_split_mode": "none"}
-    return Folder("mixed", "normal", root, train_batch_size=6, num_workers=0, **splits)
+    return Folder("mixed", "normal", root, train_batch_size=6, num_workers=0, **splits, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,14 @@ def test_clustering_changes_no_random_number_of_the_training(
             records.append(fit(model, data, tmp_path / source))
     assert "V-measure of the pseudo-classes: 1.000" in caplog.messages
     assert records[0].losses == records[1].losses
+
+
+def test_images_are_clustered_as_the_model_sees_them_but_without_augmentations(mixed: Path, tmp_path: Path) -> None:
+    model, seen = make_model(), []
+    model.model.network.teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    fit(model, make_folder(mixed, train_augmentations=RandomInvert(p=1)), tmp_path)
+    images = torch.stack([read_image(path, as_tensor=True) for path in classes(tmp_path)])
+    torch.testing.assert_close(torch.cat(seen[:3]), model.pre_processor.transform(images))
 
 
 @pytest.mark.slow
