@@ -12,6 +12,7 @@ from anomalib.data import Folder
 from anomalib.data.utils import read_image
 from anomalib.engine import Engine
 from lightning import Callback, seed_everything
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import RandomInvert
 
 from anomalib_ccl import CCL, MultiCategory
@@ -40,6 +41,7 @@ def make_model(**kwargs: Any) -> CCL:
 
 
 def fit(model: CCL, data: Any, folder: Path, epochs: int = 1, ckpt_path: Any = None, **kwargs: Any) -> Record:
+    """Train on a datamodule or a data loader."""
     record = Record(folder)
     engine = Engine(
         default_root_dir=folder,
@@ -50,7 +52,8 @@ def fit(model: CCL, data: Any, folder: Path, epochs: int = 1, ckpt_path: Any = N
         limit_val_batches=0,
         **kwargs,
     )
-    engine.fit(model, datamodule=data, ckpt_path=ckpt_path)
+    given = "train_dataloaders" if isinstance(data, DataLoader) else "datamodule"
+    engine.fit(model, ckpt_path=ckpt_path, **{given: data})
     return record
 
 
@@ -145,6 +148,15 @@ def test_images_are_clustered_as_the_model_sees_them_but_without_augmentations(m
     fit(model, make_folder(mixed, train_augmentations=RandomInvert(p=1)), tmp_path)
     images = torch.stack([read_image(path, as_tensor=True) for path in classes(tmp_path)])
     torch.testing.assert_close(torch.cat(seen[:3]), model.pre_processor.transform(images))
+
+
+def test_products_are_told_apart_without_a_datamodule(
+    trained: tuple[Path, Record], mixed: Path, tmp_path: Path
+) -> None:
+    data = make_folder(mixed)
+    data.setup()
+    fit(make_model(), data.train_dataloader(), tmp_path)
+    assert classes(tmp_path) == classes(trained[0])
 
 
 @pytest.mark.slow
