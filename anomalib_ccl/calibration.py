@@ -4,7 +4,6 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
-from anomalib.models.components.base import DynamicBufferMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +34,7 @@ class Calibrated(NamedTuple):
     class_index: Tensor
 
 
-class ClassCalibration(DynamicBufferMixin, nn.Module):
+class ClassCalibration(nn.Module):
     r"""Recognise the class of an image by its embedding, and make scores of all classes comparable.
 
     Each class c has its own level and spread of the image score: the location :math:`m_c`, the median over its
@@ -173,9 +172,14 @@ class ClassCalibration(DynamicBufferMixin, nn.Module):
         return (location + z * scale).clamp(min=_TINY)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        """Take a state from before there was calibration as one that is not calibrated."""
+        """Take a state with any number of classes, and one from before there was calibration as not calibrated."""
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({prefix + name: value for name, value in _not_calibrated().items()})
+        # Not anomalib's DynamicBufferMixin, which does the same: importing anomalib.models runs the plug-in's hook,
+        # which needs this very module.
+        for name, buffer in self.named_buffers():
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, buffer.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

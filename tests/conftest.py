@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 from PIL import Image
 
 from anomalib_ccl.data import make_sample_dataset
+
+# The tests need no hub, and without a connection would wait a minute for each network that asks it for weights: here,
+# where the variable has been read already, and in the commands that tests run.
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

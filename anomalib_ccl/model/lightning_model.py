@@ -1,39 +1,38 @@
 """CCL as an anomalib model (Fan et al., https://arxiv.org/abs/2412.04769)."""
 
 import logging
-import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from anomalib import LearningType
 from anomalib.data import ImageBatch
-from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_ccl.labels import ClassLabels, class_names
-from anomalib_ccl.pseudo_classes import ClassCount, check_class_count
+from anomalib_ccl.labels import ClassLabels
+from anomalib_ccl.pseudo_classes import ClassCount
 
+from .calibrator import Calibrator
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
+from .post_processor import LimitPostProcessor
 from .projection import Projection
-from .pseudo_labels import find_pseudo_labels
+from .recipe import EPOCHS, adam_with_step
 from .teacher import normalization
 from .torch_model import CCLModel
-from .views import SecondView
+from .training_classes import TrainingClasses
+from .views import second_view_for
 
 logger = logging.getLogger(__name__)
 
-# The paper trains for 100 epochs. Lightning's own fallback, where a trainer is not told, is 1000.
-_EPOCHS, _LIGHTNING_EPOCHS = 100, 1000
-# The learning rates fall to a tenth when this share of the training is over.
-_STEP_AT = 0.8
+# What Lightning trains for where a trainer is not told.
+_LIGHTNING_EPOCHS = 1000
 
 
 class CCL(AnomalibModule):
@@ -63,9 +62,14 @@ class CCL(AnomalibModule):
             pseudo).
         n_pseudo_classes: Number of pseudo-classes, at most that of the training images, or "auto": 1 to 50, by
             the silhouette of the clusters.
+        calibrate: Whether the model, when it is trained, learns to recognise each class and divides maps and scores
+            by the limit of the class, so that one threshold fits all.
+        false_alarm_rate: Share of normal images of each class that may be called anomalous, in (0, 0.5]; sets the
+            threshold from the normal training images alone. Without it, anomalib's adaptive threshold is used.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
-        post_processor: Post-processor instance, or whether to use anomalib's default.
+        post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate
+            one whose threshold is the limit of the class.
         evaluator: Evaluator instance, or whether to use anomalib's default.
         visualizer: Visualizer instance, or whether to use anomalib's default.
 
@@ -97,6 +101,8 @@ class CCL(AnomalibModule):
         global_loss: GlobalForm = "supcon",
         class_labels: ClassLabels = "auto",
         n_pseudo_classes: ClassCount = "auto",
+        calibrate: bool = True,
+        false_alarm_rate: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -105,10 +111,12 @@ class CCL(AnomalibModule):
         # As a plain tuple, whatever sequence a config gave: hyper-parameters are saved in the checkpoint.
         image_size = (int(image_size[0]), int(image_size[1]))
         _check_not_negative(local_weight=local_weight, global_weight=global_weight)
-        if class_labels not in get_args(ClassLabels):
-            msg = f"unknown class_labels {class_labels!r}; choose one of {', '.join(get_args(ClassLabels))}"
+        classes = TrainingClasses(class_labels, n_pseudo_classes)
+        if false_alarm_rate is not None and not calibrate:
+            msg = f"false_alarm_rate={false_alarm_rate} needs calibrate=True, which finds the limit of each class"
             raise ValueError(msg)
-        check_class_count(n_pseudo_classes)
+        if post_processor is True and false_alarm_rate is not None:
+            post_processor = LimitPostProcessor()
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -119,15 +127,15 @@ class CCL(AnomalibModule):
         )
         self.local_weight = local_weight
         self.global_weight = global_weight
-        self.class_labels = class_labels
-        self.n_pseudo_classes = n_pseudo_classes
-        self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability)
+        self.classes = classes
+        self.calibrate = calibrate
+        self.model = CCLModel(
+            backbone, pre_trained, backbone_weights, projection, noise_probability, false_alarm_rate or 0.05
+        )
         _check_image_size(self.input_size, self.model.network.stride)
         self.reconstruction_loss = ReverseDistillationLoss()
         self.local_loss = LocalContrastiveLoss(temperature, num_negatives)
         self.global_loss = GlobalContrastiveLoss(temperature, global_loss)
-        self._class_of_image: dict[str, int] = {}
-        self._pseudo_labels: dict[str, str] = {}
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "CCL":  # type: ignore[override]  # noqa: ANN401
@@ -168,45 +176,38 @@ class CCL(AnomalibModule):
             stage: What the trainer is about to do.
         """
         if stage == "fit" and self.trainer.max_epochs == _LIGHTNING_EPOCHS:
-            logger.info("Training for %d epochs, as in the paper; max_epochs sets another number.", _EPOCHS)
-            self.trainer.fit_loop.max_epochs = _EPOCHS
+            logger.info("Training for %d epochs, as in the paper; max_epochs sets another number.", EPOCHS)
+            self.trainer.fit_loop.max_epochs = EPOCHS
 
     def on_train_start(self) -> None:
         """Find the class of each training image, say so where there is only one, and prepare the second view."""
-        loader: Any = self.trainer.train_dataloader
-        category = getattr(self.trainer.datamodule, "category", "")  # type: ignore[attr-defined]
-        class_of_image = class_names(loader.dataset.samples, self.class_labels, category)
-        if class_of_image is None:
-            class_of_image = self._pseudo_labels = find_pseudo_labels(
-                self, self.model.network.encode, self.n_pseudo_classes, self._pseudo_labels
-            )
-        classes = sorted(set(class_of_image.values()))
-        self._class_of_image = {path: classes.index(name) for path, name in class_of_image.items()}
-        if len(classes) == 1 and (self.local_weight or self.global_weight):
+        self.classes.find(self)
+        if len(self.classes.names) == 1 and (self.local_weight or self.global_weight):
             logger.warning(
                 "All training images are of one class, so the contrastive losses are zero and CCL trains as plain "
                 "reverse distillation. For several products use MultiCategory, class_labels='folder', or 'pseudo' with "
                 "their number as n_pseudo_classes.",
             )
-        self._second_view = self._configure_second_view().to(self.device)
+        self._second_view = second_view_for(self.pre_processor).to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the pseudo-classes too, so that a resumed training has the same ones.
+        """Save the classes too.
 
         Args:
             checkpoint: What will be saved.
         """
         super().on_save_checkpoint(checkpoint)
-        checkpoint["pseudo_labels"] = self._pseudo_labels
+        checkpoint["training_classes"] = self.classes.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the pseudo-classes from a checkpoint, where it has them.
+        """Take the classes from a checkpoint, where it has them.
 
         Args:
             checkpoint: What was saved.
         """
         super().on_load_checkpoint(checkpoint)
-        self._pseudo_labels = checkpoint.get("pseudo_labels", {})
+        if "training_classes" in checkpoint:
+            self.classes.load_state_dict(checkpoint["training_classes"])
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Compute the total loss of a batch of normal images, and log it and each of its terms, not yet weighted.
@@ -220,8 +221,7 @@ class CCL(AnomalibModule):
             The total loss under the key ``loss``.
         """
         del args, kwargs
-        paths = batch.image_path or []
-        labels = torch.tensor([self._class_of_image[path] for path in paths], device=self.device)
+        labels = self.classes.labels(batch).to(self.device)
         view = self._second_view(batch.image) if self.local_weight else None
         output = self.model(batch.image, view)
 
@@ -242,7 +242,7 @@ class CCL(AnomalibModule):
         return {"loss": loss}
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
-        """Score a batch of images.
+        """Score a batch of images, and tell the class of each.
 
         Args:
             batch: Pre-processed images.
@@ -250,10 +250,24 @@ class CCL(AnomalibModule):
             **kwargs: Not used.
 
         Returns:
-            The batch with its anomaly maps and scores.
+            The batch with its anomaly maps and scores; once calibrated, ``explanation`` names the class of each image,
+            ``"unknown"`` where it is none of those trained on.
         """
         del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
+        prediction = self.model.classify(batch.image)  # type: ignore[arg-type]
+        names = [*self.classes.names, "unknown"]  # the last is that of index -1
+        return batch.update(
+            anomaly_map=prediction.anomaly_map,
+            pred_score=prediction.score,
+            explanation=[names[i] for i in prediction.class_index] if self.model.calibration.is_calibrated else None,
+        )
+
+    test_step = predict_step = validation_step  # type: ignore[assignment]
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the calibration to anomalib's callbacks."""
+        callbacks: Any = super().configure_callbacks()
+        return [*callbacks, Calibrator()] if self.calibrate else callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure Adam with the paper's two learning rates, both a tenth from 80 % of the training on.
@@ -261,16 +275,7 @@ class CCL(AnomalibModule):
         Returns:
             The optimizer and its schedule.
         """
-        network = self.model.network
-        reconstruction = [p for p in network.parameters() if p.requires_grad]
-        groups = [{"params": reconstruction, "lr": 0.005}]
-        if projections := list(self.model.projections.parameters()):
-            groups.append({"params": projections, "lr": 0.001})
-        optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
-        steps = self.trainer.estimated_stepping_batches
-        milestones = [] if math.isinf(steps) else [int(_STEP_AT * steps)]
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adam_with_step(self.model, self.trainer.estimated_stepping_batches)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # noqa: ANN401
         """Export the model to ONNX; see anomalib's ``ExportMixin.to_onnx``.
@@ -296,13 +301,6 @@ class CCL(AnomalibModule):
     def learning_type(self) -> LearningType:
         """One-class learning: only normal images are trained on."""
         return LearningType.ONE_CLASS
-
-    def _configure_second_view(self) -> SecondView:
-        """Make second views that undo and redo the pre-processor's normalisation, whoever configured it."""
-        transform = self.pre_processor.transform if self.pre_processor else None
-        normalize = extract_transforms_by_type(transform, Normalize)
-        mean, std = (normalize[0].mean, normalize[0].std) if normalize else ((0.0,) * 3, (1.0,) * 3)
-        return SecondView(mean, std)
 
 
 def _check_not_negative(**weights: float) -> None:

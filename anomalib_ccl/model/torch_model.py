@@ -11,6 +11,8 @@ from anomalib.models.image.reverse_distillation.anomaly_map import (
 )
 from torch import Tensor, nn
 
+from anomalib_ccl.calibration import Calibrated, ClassCalibration
+
 from .projection import Projection, projection_layer
 from .reconstruction import ReverseDistillation
 
@@ -35,11 +37,26 @@ class TrainingOutput(NamedTuple):
     view_projected: list[Tensor]
 
 
+class Scored(NamedTuple):
+    """What the network finds in images, before any calibration.
+
+    Attributes:
+        embedding: The mean of the embedding map over its positions, of shape ``(B, D)``.
+        anomaly_map: The anomaly map, of shape ``(B, 1, H, W)`` in [0, 2 × scales].
+        score: Its maximum, of shape ``(B, 1)``.
+    """
+
+    embedding: Tensor
+    anomaly_map: Tensor
+    score: Tensor
+
+
 class CCLModel(nn.Module):
     """A reconstruction network whose features are projected before the bottleneck fuses them.
 
     A frozen teacher gives multi-scale features f, projections make p of them, a bottleneck fuses p into an
-    embedding e, and a decoder reconstructs f from e. Where the reconstruction fails, the image is anomalous.
+    embedding e, and a decoder reconstructs f from e. Where the reconstruction fails, the image is anomalous. Once
+    calibrated, the network recognises the class of an image by its embedding and scores it by the limit of that class.
 
     Args:
         backbone: Name of a convolutional timm model for the teacher.
@@ -48,6 +65,7 @@ class CCLModel(nn.Module):
         projection: The layers between teacher and bottleneck; see
             :func:`~anomalib_ccl.model.projection.projection_layer`.
         noise_probability: Probability, per training step, of noise on the projected features, in [0, 1].
+        false_alarm_rate: Share of normal images whose calibrated score exceeds 1, in (0, 0.5].
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -68,6 +86,7 @@ class CCLModel(nn.Module):
         backbone_weights: str | Path | None = None,
         projection: Projection = "standard",
         noise_probability: float = 0.309,
+        false_alarm_rate: float = 0.05,
     ) -> None:
         super().__init__()
         if not 0 <= noise_probability <= 1:
@@ -76,6 +95,7 @@ class CCLModel(nn.Module):
         self.noise_probability = noise_probability
         self.network = ReverseDistillation(backbone, pre_trained, backbone_weights)
         self.projections = nn.ModuleList(projection_layer(c, projection) for c in self.network.channels)
+        self.calibration = ClassCalibration(false_alarm_rate)
 
     def forward(self, images: Tensor, view: Tensor | None = None) -> InferenceBatch | TrainingOutput:
         """Score images in eval mode, or compute what the losses need in training mode.
@@ -85,12 +105,64 @@ class CCLModel(nn.Module):
             view: Their second view, in the same shape, in training mode; without it there is no local loss.
 
         Returns:
-            In eval mode the anomaly map, of shape ``(B, 1, H, W)`` in [0, 2 × scales], and the score, its maximum,
-            of shape ``(B, 1)``. In training mode a :class:`TrainingOutput`.
+            In eval mode the calibrated anomaly map, of shape ``(B, 1, H, W)``, and score, of shape ``(B, 1)``. In
+            training mode a :class:`TrainingOutput`.
 
         Raises:
             ValueError: If the height or width of the images is not a multiple of the network's stride.
         """
+        if not self.training:
+            calibrated = self.classify(images)
+            return InferenceBatch(anomaly_map=calibrated.anomaly_map, pred_score=calibrated.score)
+        self._check_size(images)
+        features = self.network.encode(images)
+        projected = self._add_noise(self._project(features))
+        embedding_map = self.network.embed(projected)
+        view_features = [] if view is None else self.network.encode(view)
+        return TrainingOutput(
+            features=features,
+            projected=projected,
+            reconstructed=self.network.decode(embedding_map),
+            embedding=embedding_map.mean(dim=(-2, -1)),
+            view_features=view_features,
+            view_projected=self._project(view_features) if view_features else [],
+        )
+
+    def classify(self, images: Tensor) -> Calibrated:
+        """Score images, in eval mode, and tell the class of each.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of 32.
+
+        Returns:
+            Calibrated maps and scores, and class indices, -1 for an unknown product. Before calibration, the map and
+            the score are the raw ones and every product is unknown.
+
+        Raises:
+            ValueError: If the height or width of the images is not a multiple of the network's stride.
+        """
+        return self.calibration(*self.score(images))
+
+    def score(self, images: Tensor) -> Scored:
+        """Score images, in eval mode, by how badly their features are reconstructed.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of 32.
+
+        Returns:
+            Embeddings, raw maps and raw scores.
+
+        Raises:
+            ValueError: If the height or width of the images is not a multiple of the network's stride.
+        """
+        self._check_size(images)
+        features = self.network.encode(images)
+        embedding_map = self.network.embed(self._project(features))
+        generator = AnomalyMapGenerator((images.shape[-2], images.shape[-1]), 4, AnomalyMapGenerationMode.ADD)
+        anomaly_map = generator(features, self.network.decode(embedding_map))
+        return Scored(embedding_map.mean(dim=(-2, -1)), anomaly_map, anomaly_map.amax(dim=(-2, -1)))
+
+    def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
         if height % self.network.stride or width % self.network.stride:
             msg = (
@@ -98,23 +170,6 @@ class CCLModel(nn.Module):
                 f"{self.network.stride}. Let the pre-processor resize them."
             )
             raise ValueError(msg)
-
-        features = self.network.encode(images)
-        projected = self._project(features)
-        if self.training:
-            projected = self._add_noise(projected)
-        embedding_map = self.network.embed(projected)
-        reconstructed = self.network.decode(embedding_map)
-
-        if self.training:
-            view_features = [] if view is None else self.network.encode(view)
-            embedding = embedding_map.mean(dim=(-2, -1))
-            view_projected = self._project(view_features) if view_features else []
-            return TrainingOutput(features, projected, reconstructed, embedding, view_features, view_projected)
-
-        anomaly_map = AnomalyMapGenerator((height, width), sigma=4, mode=AnomalyMapGenerationMode.ADD)
-        scored = anomaly_map(features, reconstructed)
-        return InferenceBatch(anomaly_map=scored, pred_score=scored.amax(dim=(-2, -1)))
 
     def _project(self, features: list[Tensor]) -> list[Tensor]:
         return [projection(f) for projection, f in zip(self.projections, features, strict=True)]

@@ -1,12 +1,15 @@
 """Augmented views of a batch, made on the batch's device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from anomalib.data.transforms.utils import extract_transforms_by_type
 from kornia import augmentation
 from kornia.enhance import Denormalize, Normalize
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2 as transforms
 
 
 class SecondView(nn.Module):
@@ -46,6 +49,20 @@ class SecondView(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             augment = _augmentations((images.shape[-2], images.shape[-1]))
             return self.normalize(augment(self.denormalize(images.float()))).to(images.dtype)
+
+
+def second_view_for(pre_processor: nn.Module | None) -> SecondView:
+    """Make second views that undo and redo a pre-processor's normalisation.
+
+    Args:
+        pre_processor: anomalib's pre-processor of the model, whoever configured it, or none.
+
+    Returns:
+        The view; without a normalisation in the pre-processor it takes images as they are.
+    """
+    transform: Any = getattr(pre_processor, "transform", None)
+    normalize: Any = extract_transforms_by_type(transform, transforms.Normalize)
+    return SecondView(normalize[0].mean, normalize[0].std) if normalize else SecondView((0.0,) * 3, (1.0,) * 3)
 
 
 def _augmentations(size: tuple[int, int]) -> nn.Module:

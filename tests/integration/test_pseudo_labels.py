@@ -32,7 +32,7 @@ class Record(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"classes_{trainer.global_rank}.json").write_text(json.dumps(pl_module._class_of_image))
+        (self.folder / f"classes_{trainer.global_rank}.json").write_text(json.dumps(pl_module.classes.index_of_image))
 
 
 def make_model(**kwargs: Any) -> CCL:
@@ -98,14 +98,14 @@ def test_products_mixed_in_one_folder_are_told_apart_by_default(trained: tuple[P
 def test_checkpoint_holds_the_classes_as_plain_data(trained: tuple[Path, Record]) -> None:
     folder, _ = trained
     loaded = CCL.load_from_checkpoint(checkpoint(folder), weights_only=True)
-    assert loaded._pseudo_labels == {path: f"pseudo_{label}" for path, label in classes(folder).items()}
+    assert loaded.classes.pseudo_labels == {path: f"pseudo_{label}" for path, label in classes(folder).items()}
 
 
 def altered_checkpoint(folder: Path, target: Path) -> dict[str, int]:
     """Save a checkpoint whose classes no clustering would find, and return those."""
     content = torch.load(checkpoint(folder), weights_only=False)
-    paths = sorted(content["pseudo_labels"])
-    content["pseudo_labels"] = {path: f"pseudo_{i % 2}" for i, path in enumerate(paths)}
+    paths = sorted(content["training_classes"]["pseudo_labels"])
+    content["training_classes"]["pseudo_labels"] = {path: f"pseudo_{i % 2}" for i, path in enumerate(paths)}
     torch.save(content, target)
     return {path: i % 2 for i, path in enumerate(paths)}
 

@@ -200,7 +200,7 @@ def test_folder_of_mixed_products_trains_with_the_classes_of_its_sub_folders(sam
     data = Folder("mixed", "normal", tmp_path, train_batch_size=6, num_workers=0, val_split_mode="from_train")
     model, history = CCL(class_labels="folder", **SMALL), History()
     make_engine(tmp_path, history, max_epochs=1).fit(model, datamodule=data)
-    assert set(model._class_of_image.values()) == {0, 1}
+    assert set(model.classes.index_of_image.values()) == {0, 1}
     assert history.losses[-1]["train_loss_local"] > 0
 
 

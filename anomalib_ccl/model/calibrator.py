@@ -1,0 +1,63 @@
+"""When a model's scores are calibrated: once, at the end of its training."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from .training_pass import training_images
+from .views import retaken
+
+if TYPE_CHECKING:
+    from .lightning_model import CCL
+
+
+class Calibrator(Callback):
+    """Fits the model's :class:`~anomalib_ccl.calibration.ClassCalibration` in one pass over the training images.
+
+    This happens in the last epoch, before the validation that sets anomalib's thresholds, or at the end of the epoch
+    if there is no validation. On several processes, each makes the whole pass, so that all get the same result.
+    """
+
+    def __init__(self) -> None:
+        self._calibrated_at: int | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: "CCL") -> None:  # type: ignore[override]
+        """Calibrate before the last validation of a training."""
+        if not trainer.sanity_checking:
+            self._calibrate_at_the_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: "CCL") -> None:  # type: ignore[override]
+        """Calibrate after the last epoch of a training, where no validation came before."""
+        self._calibrate_at_the_end(trainer, pl_module)
+
+    def _calibrate_at_the_end(self, trainer: Trainer, pl_module: "CCL") -> None:
+        last = (
+            trainer.should_stop
+            or trainer.current_epoch + 1 == trainer.max_epochs
+            or trainer.global_step == trainer.max_steps
+        )
+        if trainer.state.fn == TrainerFn.FITTING and last and self._calibrated_at != trainer.global_step:
+            calibrate(pl_module)
+            self._calibrated_at = trainer.global_step
+
+
+@torch.no_grad()
+def calibrate(model: "CCL") -> None:
+    """Fit a model's calibration to its Trainer's training images.
+
+    Args:
+        model: A model in training.
+    """
+    training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    embeddings, scores, labels = [], [], []
+    for batch in training_images(model, "Calibration"):
+        raw = model.model.score(retaken(batch.image, generator))  # type: ignore[arg-type]
+        embeddings.append(raw.embedding)
+        scores.append(raw.score.flatten())
+        labels.append(model.classes.labels(batch))
+    model.model.calibration.fit(torch.cat(embeddings), torch.cat(scores), torch.cat(labels).to(model.device))
+    model.train(training)

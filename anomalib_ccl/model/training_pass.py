@@ -1,0 +1,54 @@
+"""One pass over a Trainer's training images, as the model sees them, outside of its own loops."""
+
+from collections.abc import Iterator
+from copy import copy
+from typing import Any
+
+from anomalib.data import ImageBatch
+from anomalib.data.transforms.utils import extract_transforms_by_type
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Resize
+from tqdm.auto import tqdm
+
+
+def training_images(model: AnomalibModule, description: str) -> Iterator[ImageBatch]:
+    """Give the pre-processed training images in the order of the data set, without random augmentations.
+
+    Args:
+        model: Model whose Trainer has its training data.
+        description: What the progress bar says, if the Trainer shows one.
+
+    Yields:
+        Batches on the model's device. The random numbers that are drawn meanwhile leave no trace.
+    """
+    loader: Any = model.trainer.train_dataloader
+    dataset: Any = copy(loader.dataset)
+    # Where the pre-processor does not resize, the augmentations may have to.
+    if resizes := extract_transforms_by_type(model.pre_processor and model.pre_processor.transform, Resize):
+        dataset.augmentations = resizes[0]
+    batches = DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=dataset.collate_fn)
+    with isolate_rng():  # a resumed training, which skips a pass, draws the same numbers
+        for batch in _with_progress(batches, model.trainer.progress_bar_callback, description):
+            batch.image = batch.image.to(model.device)
+            if isinstance(model.pre_processor, PreProcessor):
+                model.pre_processor.on_train_batch_start(model.trainer, model, batch, 0)
+            yield batch
+
+
+def _with_progress(batches: DataLoader, bar: ProgressBar | None, description: str) -> Iterator[Any]:
+    """Show the progress as the Trainer shows its own, if it does."""
+    if isinstance(bar, RichProgressBar) and bar.progress is not None:
+        task = bar.progress.add_task(description, total=len(batches))
+        for batch in batches:
+            yield batch
+            bar.progress.advance(task)
+            bar.refresh()
+        # Not removed: Lightning finds its own tasks by their position.
+        bar.progress.update(task, visible=False)
+    else:
+        hidden = not isinstance(bar, TQDMProgressBar) or bar.is_disabled
+        yield from tqdm(batches, description, leave=False, disable=hidden)
