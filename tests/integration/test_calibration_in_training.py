@@ -21,7 +21,6 @@ def fit(
     model = CCL("tf_efficientnet_lite0", image_size=(64, 64), visualizer=False, **kwargs)
     engine = Engine(
         max_epochs=epochs,
-        check_val_every_n_epoch=epochs,
         default_root_dir=folder,
         accelerator="cpu",
         enable_progress_bar=False,
