@@ -129,9 +129,8 @@ class CCL(AnomalibModule):
         self.global_weight = global_weight
         self.classes = classes
         self.calibrate = calibrate
-        self.model = CCLModel(
-            backbone, pre_trained, backbone_weights, projection, noise_probability, false_alarm_rate or 0.05
-        )
+        rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
+        self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability, **rate)
         _check_image_size(self.input_size, self.model.network.stride)
         self.reconstruction_loss = ReverseDistillationLoss()
         self.local_loss = LocalContrastiveLoss(temperature, num_negatives)

@@ -224,6 +224,7 @@ def test_images_are_normalised_as_the_backbone_was_trained() -> None:
     [
         ({"temperature": 0}, "temperature must be greater than 0, got 0"),
         ({"local_weight": -1}, "local_weight must not be negative, got -1; 0 switches the loss off"),
+        ({"false_alarm_rate": 0}, r"false_alarm_rate must lie in \(0, 0.5\], got 0"),
         ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels, got 4 × 4"),
         ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),
         ({"n_pseudo_classes": 0}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got 0"),
