@@ -42,21 +42,21 @@ def callbacks() -> "list[Callback]":
     """Make the callbacks that every Lightning ``Trainer`` in this environment gets.
 
     Returns:
-        The report and the heatmaps of each category, or nothing: if the plug-in is switched off; if
+        The report and the heatmaps of each category and the steadiness, or nothing: if the plug-in is switched off; if
         ``anomalib.data`` has not been imported, so that a Trainer far from anomalib costs nothing; or, after a
         warning, if they cannot be made.
 
     Example:
         >>> import anomalib.data
         >>> [type(callback).__name__ for callback in callbacks()]
-        ['CategoryReport', 'CategoryVisualizer']
+        ['CategoryReport', 'Steadiness', 'CategoryVisualizer']
     """
     if _hook.disabled() or "anomalib.data" not in sys.modules:
         return []
     try:
-        from anomalib_ccl.metrics import CategoryReport, CategoryVisualizer  # noqa: PLC0415  # heavy
+        from anomalib_ccl.metrics import CategoryReport, CategoryVisualizer, Steadiness  # noqa: PLC0415  # heavy
 
-        return [CategoryReport(), CategoryVisualizer()]
+        return [CategoryReport(), Steadiness(), CategoryVisualizer()]
     except Exception as error:  # a Trainer must work whatever is wrong here
         _hook.report(error)
         return []

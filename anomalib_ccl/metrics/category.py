@@ -12,11 +12,19 @@ from torchmetrics import Metric
 from anomalib_ccl.metrics.pixel import PIXEL_METRICS, PixelMetrics, refuse_nan
 from anomalib_ccl.metrics.ranking import RANKING_METRICS, ranking_metrics
 
-FIGURES = (*(f"image_{name}" for name in RANKING_METRICS), *(f"pixel_{name}" for name in PIXEL_METRICS))
+FIGURES = (
+    *(f"image_{name}" for name in RANKING_METRICS),
+    *(f"pixel_{name}" for name in PIXEL_METRICS),
+    "class_accuracy",
+)
+# What the state holds for an image of which no class was told, or one that is no category; then come the categories.
+_NOT_TOLD, _NO_CATEGORY, _FIRST = range(3)
 
 
 class CategoryMetrics(Metric):
     """Image and pixel metrics of each category; exact for images, :class:`PixelMetrics` for pixels.
+
+    And the class accuracy: the share of images that the model says are of the category of which they are.
 
     Args:
         categories: (N,) the category of each image of the test set.
@@ -35,6 +43,7 @@ class CategoryMetrics(Metric):
     score: Tensor
     seen: Tensor
     measured: Tensor
+    told: Tensor
 
     def __init__(self, categories: Sequence[str], labels: Sequence[int]) -> None:
         super().__init__()
@@ -45,6 +54,7 @@ class CategoryMetrics(Metric):
         self.add_state("score", torch.zeros(len(category), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.zeros(len(category), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("measured", torch.zeros(len(self.names), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("told", torch.zeros(len(category), dtype=torch.int64), dist_reduce_fx="sum")
         self.pixel = nn.ModuleList(PixelMetrics() for _ in self.names)
 
     def update(
@@ -53,6 +63,7 @@ class CategoryMetrics(Metric):
         score: Tensor | None = None,
         anomaly_map: Tensor | None = None,
         mask: Tensor | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Add the predictions for some images.
 
@@ -61,6 +72,7 @@ class CategoryMetrics(Metric):
             score: (B,) or (B, 1) image scores, if the model gives any.
             anomaly_map: (B, H, W) or (B, 1, H, W) pixel scores, if the model gives any.
             mask: Of the map's height and width, nonzero where anomalous, if the data set has masks.
+            classes: (B,) names of the classes that the model takes the images for, if it tells any.
 
         Raises:
             ValueError: If a map and its mask differ in size or a score is NaN.
@@ -74,6 +86,9 @@ class CategoryMetrics(Metric):
             for number in category.unique().tolist():
                 self.pixel[number].update(anomaly_map[category == number], mask[category == number])
                 self.measured[number] = 1
+        if classes is not None:
+            number_of_name = {str(name): number for number, name in enumerate(self.names, start=_FIRST)}
+            self.told[image] = torch.tensor([number_of_name.get(x, _NO_CATEGORY) for x in classes]).to(self.told)
 
     def compute(self) -> pd.DataFrame:
         """Compute the figures.
@@ -81,12 +96,14 @@ class CategoryMetrics(Metric):
         Returns:
             A row for each category, sorted: ``category``, ``normal_images``, ``anomalous_images``,
             ``image_AUROC``, ``image_AP``, ``image_F1Max``, ``pixel_AUROC``, ``pixel_AP``, ``pixel_F1Max``,
-            ``pixel_AUPRO``. Figures are in [0, 1], or NaN where there were no normal or no anomalous images
-            or pixels.
+            ``pixel_AUPRO``, ``class_accuracy``. Figures are in [0, 1], or NaN where there were no normal or no
+            anomalous images or pixels; the accuracy is NaN if the model never told one of the categories.
 
         Raises:
             ValueError: If an image score is infinite.
         """
+        told = self.told.cpu().numpy()
+        knows_categories = bool((told >= _FIRST).any())
         seen, score = self.seen.bool().cpu().numpy(), self.score.cpu().numpy()
         rows = []
         for number, name in enumerate(self.names):
@@ -101,6 +118,8 @@ class CategoryMetrics(Metric):
             if self.measured[number]:
                 pixel = cast("PixelMetrics", self.pixel[number])
                 row |= {f"pixel_{key}": value for key, value in pixel.compute().items()}
+            if knows_categories and images.any():
+                row["class_accuracy"] = float((told[images] == number + _FIRST).mean())
             rows.append(row)
         return pd.DataFrame(rows, columns=["category", "normal_images", "anomalous_images", *FIGURES])
 

@@ -12,7 +12,7 @@ from anomalib_ccl.metrics.category import FIGURES
 
 
 def report_table(report: pd.DataFrame) -> Table:
-    """Lay out a report, 80 characters wide with category names of up to 20 letters.
+    """Lay out a report, 80 characters wide with category names of up to 20 letters, 14 with the class accuracy.
 
     Args:
         report: As :func:`~anomalib_ccl.metrics.category.with_mean` returns it.
@@ -25,20 +25,22 @@ def report_table(report: pd.DataFrame) -> Table:
         >>> row["pixel_AUPRO"] = math.nan
         >>> report = pd.DataFrame([{"category": name, **row} for name in ("bottle", "mean")])
         >>> [next(column.cells) for column in report_table(report).columns]
-        ['bottle', '83', '50.0', '50.0', '50.0', '50.0', '50.0', '50.0', '-']
+        ['bottle', '83', '50.0', '50.0', '50.0', '50.0', '50.0', '50.0', '-', '50.0']
     """
+    # Most models tell no classes.
+    figures = [name for name in FIGURES if name != "class_accuracy" or report[name].notna().any()]
     table = Table(title="Test results per category (%)", box=SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("category", overflow="fold")
-    for heading in ("images", *FIGURES):
-        table.add_column(heading.replace("_", "\n"), justify="right")
+    for heading in ("images", *figures):
+        table.add_column(heading.replace("_", "\n").replace("accuracy", "acc."), justify="right")
     *categories, mean = report.to_dict("records")
     for row in categories:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, figures))
     table.add_section()
-    table.add_row(*_cells(mean))
+    table.add_row(*_cells(mean, figures))
     return table
 
 
-def _cells(row: dict[Hashable, Any]) -> list[str]:
-    figures = ["-" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in FIGURES]
-    return [row["category"], str(row["normal_images"] + row["anomalous_images"]), *figures]
+def _cells(row: dict[Hashable, Any], figures: list[str]) -> list[str]:
+    cells = ["-" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in figures]
+    return [row["category"], str(row["normal_images"] + row["anomalous_images"]), *cells]

@@ -1,11 +1,13 @@
 """When a model's scores are calibrated: once, at the end of its training."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from .averaging import NetworkAveraging
 from .training_pass import training_images
 from .views import retaken
 
@@ -39,7 +41,9 @@ class Calibrator(Callback):
             or trainer.global_step == trainer.max_steps
         )
         if trainer.state.fn == TrainerFn.FITTING and last and self._calibrated_at != trainer.global_step:
-            calibrate(pl_module)
+            averages = [callback for callback in trainer.callbacks if isinstance(callback, NetworkAveraging)]  # type: ignore[attr-defined]
+            with averages[0].in_place(trainer, pl_module) if averages else nullcontext():
+                calibrate(pl_module)
             self._calibrated_at = trainer.global_step
 
 

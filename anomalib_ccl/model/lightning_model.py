@@ -13,17 +13,19 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ccl.labels import ClassLabels
 from anomalib_ccl.pseudo_classes import ClassCount
 
+from .averaging import NetworkAveraging, check_decay, refuse_other_averaging
 from .calibrator import Calibrator
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
 from .post_processor import LimitPostProcessor
 from .projection import Projection
-from .recipe import EPOCHS, adam_with_step
+from .recipe import EPOCHS, Schedule, adam, check_schedule
 from .teacher import normalization
 from .torch_model import CCLModel
 from .training_classes import TrainingClasses
@@ -56,6 +58,10 @@ class CCL(AnomalibModule):
         num_negatives: Images of other classes that each image is contrasted with in the local loss.
         global_loss: "supcon" is the supervised contrastive loss that the paper describes; "released" is what its
             authors' released code computes, for comparison only.
+        schedule: How the learning rates fall: "step" is the paper's, to a tenth at 80 % of the training; "cosine" is
+            half a cosine, to 0.
+        ema_decay: Decay of an exponential moving average of the weights, in (0, 1), which then takes the place of the
+            last weights in validation, checkpoint and trained model; 0.99 averages over about 100 steps.
         class_labels: Where the class of a training image comes from: "category" (the datamodule tells it),
             "folder" (the first folder in which the image paths differ), "pseudo" (clusters of the teacher's
             features, found before the first epoch), or "auto" (the category where the datamodule tells it, else
@@ -99,6 +105,8 @@ class CCL(AnomalibModule):
         temperature: float = 0.05,
         num_negatives: int = 1,
         global_loss: GlobalForm = "supcon",
+        schedule: Schedule = "step",
+        ema_decay: float | None = None,
         class_labels: ClassLabels = "auto",
         n_pseudo_classes: ClassCount = "auto",
         calibrate: bool = True,
@@ -111,6 +119,9 @@ class CCL(AnomalibModule):
         # As a plain tuple, whatever sequence a config gave: hyper-parameters are saved in the checkpoint.
         image_size = (int(image_size[0]), int(image_size[1]))
         _check_not_negative(local_weight=local_weight, global_weight=global_weight)
+        check_schedule(schedule)
+        if ema_decay is not None:
+            check_decay(ema_decay)
         classes = TrainingClasses(class_labels, n_pseudo_classes)
         if false_alarm_rate is not None and not calibrate:
             msg = f"false_alarm_rate={false_alarm_rate} needs calibrate=True, which finds the limit of each class"
@@ -127,6 +138,8 @@ class CCL(AnomalibModule):
         )
         self.local_weight = local_weight
         self.global_weight = global_weight
+        self.schedule = schedule
+        self.ema_decay = ema_decay
         self.classes = classes
         self.calibrate = calibrate
         rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
@@ -177,6 +190,8 @@ class CCL(AnomalibModule):
         if stage == "fit" and self.trainer.max_epochs == _LIGHTNING_EPOCHS:
             logger.info("Training for %d epochs, as in the paper; max_epochs sets another number.", EPOCHS)
             self.trainer.fit_loop.max_epochs = EPOCHS
+        if stage == "fit":
+            refuse_other_averaging(self.trainer)
 
     def on_train_start(self) -> None:
         """Find the class of each training image, say so where there is only one, and prepare the second view."""
@@ -264,17 +279,20 @@ class CCL(AnomalibModule):
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the calibration to anomalib's callbacks."""
-        callbacks: Any = super().configure_callbacks()
+        """Add the average of the weights and the calibration to anomalib's callbacks."""
+        anomalibs: Any = super().configure_callbacks()
+        callbacks = list(anomalibs)
+        if self.ema_decay is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            callbacks.append(NetworkAveraging(self.ema_decay))
         return [*callbacks, Calibrator()] if self.calibrate else callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Configure Adam with the paper's two learning rates, both a tenth from 80 % of the training on.
+        """Configure Adam with the paper's two learning rates.
 
         Returns:
             The optimizer and its schedule.
         """
-        return adam_with_step(self.model, self.trainer.estimated_stepping_batches)
+        return adam(self.model, self.trainer.estimated_stepping_batches, self.schedule)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # noqa: ANN401
         """Export the model to ONNX; see anomalib's ``ExportMixin.to_onnx``.

@@ -1,6 +1,7 @@
 """CCL in anomalib's engine: what training does and does not change, checkpoints, seeds, labels."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ def test_learning_rates_are_the_papers_and_fall_to_a_tenth_at_80_percent(sample_
     assert history.rates[: switch - 1] == [[0.005, 0.001]] * (switch - 1)
     for rates in history.rates[switch:]:
         assert rates == pytest.approx([0.0005, 0.0001])
+
+
+def test_cosine_schedule_lets_the_learning_rates_fall_to_zero(sample_root: Path, tmp_path: Path) -> None:
+    history = History()
+    fit(CCL(schedule="cosine", **SMALL), sample_root, tmp_path, history, epochs=2)
+    steps = len(history.rates)
+    for step, rates in enumerate(history.rates, start=1):
+        share = (1 + math.cos(math.pi * step / steps)) / 2
+        assert rates == pytest.approx([0.005 * share, 0.001 * share], abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +236,8 @@ def test_images_are_normalised_as_the_backbone_was_trained() -> None:
         ({"local_weight": -1}, "local_weight must not be negative, got -1; 0 switches the loss off"),
         ({"false_alarm_rate": 0}, r"false_alarm_rate must lie in \(0, 0.5\], got 0"),
         ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels, got 4 × 4"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'; choose one of step, cosine"),
+        ({"ema_decay": 1}, r"ema_decay must lie in \(0, 1\), got 1; 0.99 averages over about 100 steps"),
         ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),
         ({"n_pseudo_classes": 0}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got 0"),
         ({"backbone": "resnet"}, "unknown backbone 'resnet'"),

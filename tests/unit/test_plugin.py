@@ -202,6 +202,7 @@ def test_trainers_get_the_report_once_anomalib_is_in_use(run_fresh):
         import anomalib.data
         assert [type(callback).__name__ for callback in callbacks()] == [
             "CategoryReport",
+            "Steadiness",
             "CategoryVisualizer",
         ]
     """)
