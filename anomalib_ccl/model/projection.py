@@ -3,9 +3,9 @@
 from itertools import pairwise
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
-Projection = Literal["standard", "light", "none"]
+Projection = Literal["standard", "residual", "light", "none"]
 
 
 def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
@@ -15,8 +15,9 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
 
     Args:
         channels: Channels C of the scale.
-        kind: ``"standard"`` is the paper's layer; ``"light"`` makes each convolution depthwise-separable;
-            ``"none"`` leaves the features as they are, which is plain reverse distillation.
+        kind: ``"standard"`` is the paper's layer; ``"residual"`` adds it to the features, so that nothing is lost in
+            its C/4 channels; ``"light"`` makes each convolution depthwise-separable; ``"none"`` leaves the features as
+            they are, which is plain reverse distillation.
 
     Returns:
         A module that maps ``(B, C, H, W)`` to the same shape. Its instance norm needs more than one position.
@@ -40,9 +41,17 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
     widths = [channels, channels // 2, channels // 4, channels // 2, channels]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        if kind == "standard":
-            layers.append(nn.Conv2d(before, after, kernel_size=3, padding=1))
-        else:
+        if kind == "light":
             layers += [nn.Conv2d(before, before, 3, padding=1, groups=before), nn.Conv2d(before, after, 1)]
+        else:
+            layers.append(nn.Conv2d(before, after, kernel_size=3, padding=1))
         layers += [nn.InstanceNorm2d(after), nn.LeakyReLU()]
-    return nn.Sequential(*layers)
+    return Residual(*layers) if kind == "residual" else nn.Sequential(*layers)
+
+
+class Residual(nn.Sequential):
+    """Layers whose output is added to their input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the layers' output to x, of any shape that they keep."""
+        return x + super().forward(x)
