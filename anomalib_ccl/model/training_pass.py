@@ -10,6 +10,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 from tqdm.auto import tqdm
@@ -25,18 +26,32 @@ def training_images(model: AnomalibModule, description: str) -> Iterator[ImageBa
     Yields:
         Batches on the model's device. The random numbers that are drawn meanwhile leave no trace.
     """
-    loader: Any = model.trainer.train_dataloader
-    dataset: Any = copy(loader.dataset)
-    # Where the pre-processor does not resize, the augmentations may have to.
-    if resizes := extract_transforms_by_type(model.pre_processor and model.pre_processor.transform, Resize):
-        dataset.augmentations = resizes[0]
-    batches = DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=dataset.collate_fn)
+    batches = plain_loader(model.trainer.train_dataloader, model.pre_processor)  # type: ignore[arg-type]
     with isolate_rng():  # a resumed training, which skips a pass, draws the same numbers
         for batch in _with_progress(batches, model.trainer.progress_bar_callback, description):
             batch.image = batch.image.to(model.device)
             if isinstance(model.pre_processor, PreProcessor):
                 model.pre_processor.on_train_batch_start(model.trainer, model, batch, 0)
             yield batch
+
+
+def plain_loader(loader: DataLoader, pre_processor: nn.Module | None) -> DataLoader:
+    """Load the images of a loader in the order of the data set, without random augmentations.
+
+    Args:
+        loader: Loader of one of a datamodule's subsets, in whatever order.
+        pre_processor: The model's pre-processor, if it has one.
+
+    Returns:
+        A loader of batches of the same size; their images are resized as the pre-processor does, so that those of
+        several sizes fit into a batch.
+    """
+    dataset: Any = copy(loader.dataset)
+    transform: Any = getattr(pre_processor, "transform", None)
+    # Where the pre-processor does not resize, the augmentations may have to.
+    if resizes := extract_transforms_by_type(transform, Resize):
+        dataset.augmentations = resizes[0]
+    return DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=dataset.collate_fn)
 
 
 def _with_progress(batches: DataLoader, bar: ProgressBar | None, description: str) -> Iterator[Any]:
