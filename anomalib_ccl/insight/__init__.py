@@ -4,6 +4,7 @@
 """
 
 from anomalib_ccl.insight.figures import calibration_figures
+from anomalib_ccl.insight.pictures import confusion_picture, embedding_picture, score_picture
 from anomalib_ccl.insight.scores import Scores, collect_scores
 from anomalib_ccl.insight.table import calibration_tables
 
@@ -12,4 +13,7 @@ __all__ = [
     "calibration_figures",
     "calibration_tables",
     "collect_scores",
+    "confusion_picture",
+    "embedding_picture",
+    "score_picture",
 ]
