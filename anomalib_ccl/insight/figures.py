@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pandas as pd
-from sklearn.cluster import KMeans
-from sklearn.metrics import f1_score, v_measure_score
+from sklearn.metrics import f1_score
 
+from anomalib_ccl.metrics.embedding import embedding_v_measure
 from anomalib_ccl.metrics.ranking import ranking_metrics
 
 UNKNOWN = "unknown"
@@ -98,7 +98,7 @@ def calibration_figures(images: pd.DataFrame, embeddings: np.ndarray, f1_thresho
     counts = known[["normal_images", "anomalous_images"]].sum()
     false_alarms = known.filter(like="false_alarms")
     pooled = test[test["category"].isin(trained_on)]
-    v_measure = _v_measure(embeddings[pooled.index], pooled["category"])
+    v_measure = embedding_v_measure(embeddings[pooled.index], pooled["category"])
     summary = [
         {"category": "mean", "trained_on": True, **known.mean(), **counts},
         {"category": "spread", "trained_on": True, **(false_alarms.max() - false_alarms.min())},
@@ -132,9 +132,3 @@ def _alarms(normal: pd.DataFrame, anomalous: pd.DataFrame, score: str, limit: fl
         f"false_alarms_{name}": (normal[score] > limit).mean(),
         f"detected_{name}": (anomalous[score] > limit).mean(),
     }
-
-
-def _v_measure(embeddings: np.ndarray, categories: pd.Series) -> float:
-    """Cluster embeddings into as many clusters as there are categories, and compare the two."""
-    clusters = KMeans(categories.nunique(), n_init=10, random_state=0).fit_predict(embeddings)
-    return float(v_measure_score(categories, clusters))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from sklearn.cluster import KMeans
 from sklearn.metrics import v_measure_score
 from torch import Tensor
@@ -62,10 +63,28 @@ class EmbeddingVMeasure(Metric):
             The V-measure, in [0, 1]; NaN without embeddings or with fewer than two categories.
         """
         # Gathered from several processes, the lists are tensors.
-        category = self.category[dim_zero_cat(self.image).cpu().numpy()] if len(self.image) else np.array([])
-        k = len(np.unique(category))
-        if k < 2:
+        if not len(self.image):
             return float("nan")
-        embedding = dim_zero_cat(self.embedding).cpu().numpy()
-        clusters = KMeans(k, n_init=10, random_state=0).fit_predict(embedding)
-        return float(v_measure_score(category, clusters))
+        image, embedding = (dim_zero_cat(state).cpu().numpy() for state in (self.image, self.embedding))
+        return embedding_v_measure(embedding, self.category[image])
+
+
+def embedding_v_measure(embeddings: np.ndarray, categories: ArrayLike) -> float:
+    """Cluster embeddings into as many clusters as there are categories, and compare the two.
+
+    Args:
+        embeddings: L2-normalised embeddings, of shape ``(N, D)``.
+        categories: (N,) the category of each.
+
+    Returns:
+        The V-measure, in [0, 1]; NaN with fewer than two categories.
+
+    Example:
+        >>> embedding_v_measure(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), ["cable", "bottle", "bottle"])
+        1.0
+    """
+    k = len(np.unique(categories))
+    if k < 2:
+        return float("nan")
+    clusters = KMeans(k, n_init=10, random_state=0).fit_predict(embeddings)
+    return float(v_measure_score(categories, clusters))
