@@ -1,4 +1,4 @@
-# make demo: train, evaluate and export one model for six products.   make test: run the suite.
+# make demo: train, evaluate, draw and export one model for six products.   make test: run the suite.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,6 +13,8 @@ demo: $(BIN)/.installed
 	$(BIN)/python -m anomalib_ccl.data datasets/sample
 	$(DEMO) anomalib train --config configs/model/ccl_lite0.yaml --data configs/data/sample.yaml \
 		--trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8 --seed_everything 0
+	$(DEMO) python -m anomalib_ccl.insight --ckpt_path $(RUN)/weights/lightning/model.ckpt \
+		--data configs/data/sample.yaml --output $(RUN)/insight
 	$(DEMO) anomalib export --config configs/model/ccl_lite0.yaml --export_type openvino \
 		--ckpt_path $(RUN)/weights/lightning/model.ckpt --export_root $(RUN)
 	$(BIN)/python examples/predict_openvino.py $(RUN)/weights/openvino/model.xml \
