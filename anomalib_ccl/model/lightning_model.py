@@ -22,6 +22,7 @@ from anomalib_ccl.pseudo_classes import ClassCount
 
 from .averaging import NetworkAveraging, check_decay, refuse_other_averaging
 from .calibrator import Calibrator
+from .gather import gathered
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
 from .post_processor import LimitPostProcessor
 from .projection import Projection
@@ -226,6 +227,9 @@ class CCL(AnomalibModule):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Compute the total loss of a batch of normal images, and log it and each of its terms, not yet weighted.
 
+        On several processes, the global loss compares the images of all of them; the local loss, for which whole
+        feature maps would have to be sent, contrasts images of one process.
+
         Args:
             batch: Pre-processed images with their paths.
             *args: Not used.
@@ -248,7 +252,7 @@ class CCL(AnomalibModule):
             loss = loss + self.local_weight * local
             losses["train_loss_local"] = local
         if self.global_weight:
-            global_ = self.global_loss(output.embedding, labels)
+            global_ = self.global_loss(*gathered(output.embedding, labels))
             loss = loss + self.global_weight * global_
             losses["train_loss_global"] = global_
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(labels))
