@@ -151,22 +151,40 @@ class MultiCategory(AnomalibDataModule):
             source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up all categories and apply ``max_epochs``.
+        """Set up all categories and apply ``max_epochs``; without validation images, have each epoch saved.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``; all subsets are made in any of them.
         """
         super().setup(stage)
+        seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        self._order = {"seed": seed, "epoch": 0}
         if stage == "fit" and self.trainer is not None:
             limits = [n for n in (self.trainer.fit_loop.max_epochs, self.max_epochs) if n not in (None, -1)]
             if limits:
                 self.trainer.fit_loop.max_epochs = min(limits)
+            if not hasattr(self, "val_data") and self.trainer.check_val_every_n_epoch is not None:
+                # Lightning writes a checkpoint at the end of an epoch only if each could have had a validation.
+                self.trainer.check_val_every_n_epoch = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what the order of the training images depends on: the seed, and the epoch that comes next."""
+        return {**self._order, "epoch": self.trainer.fit_loop.epoch_progress.current.processed}  # type: ignore[union-attr]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the order of the training images from a checkpoint.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+        """
+        self._order = dict(state_dict)
 
     def train_dataloader(self) -> DataLoader:
         """The training images, in batches of several categories."""
-        seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         categories = self.train_data.samples["category"].tolist()
-        sampler = CategorySampler(categories, self.train_batch_size, seed=seed)
+        sampler = CategorySampler(categories, self.train_batch_size, seed=self._order["seed"])
+        # Lightning sets it too, but, when it resumes a training, after the workers were told their first images.
+        sampler.set_epoch(self._order["epoch"])
         return DataLoader(
             dataset=self.train_data,
             sampler=sampler,

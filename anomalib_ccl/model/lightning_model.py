@@ -22,6 +22,7 @@ from anomalib_ccl.pseudo_classes import ClassCount
 
 from .averaging import NetworkAveraging, check_decay, refuse_other_averaging
 from .calibrator import Calibrator
+from .epoch_seed import EpochSeed
 from .gather import gathered
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
 from .post_processor import LimitPostProcessor
@@ -283,9 +284,9 @@ class CCL(AnomalibModule):
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the average of the weights and the calibration to anomalib's callbacks."""
+        """Add the seed of each epoch, the average of the weights and the calibration to anomalib's callbacks."""
         anomalibs: Any = super().configure_callbacks()
-        callbacks = list(anomalibs)
+        callbacks = [*anomalibs, EpochSeed()]
         if self.ema_decay is not None and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(NetworkAveraging(self.ema_decay))
         return [*callbacks, Calibrator()] if self.calibrate else callbacks

@@ -42,6 +42,14 @@ class StopAtOnce(Callback):
         trainer.should_stop = True
 
 
+class BreakOff(Callback):
+    """Fail in the second epoch."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("broken off")
+
+
 def make_engine(folder: Path, *callbacks: Callback, **kwargs: Any) -> Engine:
     return Engine(
         default_root_dir=folder,
@@ -185,6 +193,31 @@ def test_training_resumes_from_a_checkpoint(
     resumed = fit(CCL(**SMALL), sample_root, tmp_path, epochs=3, ckpt_path=engine.best_model_path)
     assert resumed.trainer.current_epoch == 3
     assert resumed.trainer.global_step == len(history.losses) * 3 // 2
+
+
+def test_training_broken_off_resumes_with_the_random_numbers_that_it_would_have_drawn(
+    sample_root: Path, tmp_path: Path
+) -> None:
+    seed_everything(7)
+    whole, resumed = History(), History()
+    fit(CCL(**SMALL), sample_root, tmp_path / "whole", whole, epochs=2)
+    seed_everything(7)
+    with pytest.raises(RuntimeError, match="broken off"):
+        fit(CCL(**SMALL), sample_root, tmp_path / "broken", BreakOff(), epochs=2)
+    (checkpoint,) = (tmp_path / "broken").rglob("model.ckpt")
+    seed_everything(8)
+    fit(CCL(**SMALL), sample_root, tmp_path / "resumed", resumed, epochs=2, ckpt_path=checkpoint)
+    half = len(whole.losses) // 2
+    assert [losses["train_loss_step"] for losses in resumed.losses] == [
+        losses["train_loss_step"] for losses in whole.losses[half:]
+    ]
+    assert resumed.rates == whole.rates[half:]
+
+
+def test_each_epoch_is_saved_where_there_is_no_validation(sample_root: Path, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, max_epochs=1, check_val_every_n_epoch=10)
+    engine.fit(CCL(**SMALL), datamodule=make_data(sample_root, val_split_mode="none"))
+    assert Path(engine.best_model_path).is_file()
 
 
 def test_plain_mvtec_category_trains_as_one_class_with_one_warning(
