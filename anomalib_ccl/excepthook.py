@@ -1,17 +1,21 @@
 """One line instead of a traceback when the input of one of anomalib's commands is bad."""
 
+import errno
 import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
 
 _PACKAGE = str(Path(__file__).parent)
+# Wherever a disk turns out to be full, the code is not to blame.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def explain_bad_input() -> None:
     """Have errors that this package raises about its input end a command with their message alone.
 
-    All other errors, those of this package's own mistakes included, keep their traceback.
+    So do those of a folder for results that cannot be written to. All other errors, those of this package's own
+    mistakes included, keep their traceback.
     """
     previous = sys.excepthook
 
@@ -26,7 +30,7 @@ def explain_bad_input() -> None:
 
 
 def input_error(error: BaseException) -> str | None:
-    """Find the message of an error that this package raised about its input.
+    """Find the message of an error that this package raised about its input, or of one about the folder for results.
 
     Args:
         error: An error that was raised, in this process or in a worker that reads images.
@@ -50,6 +54,8 @@ def input_error(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename.startswith(_PACKAGE):
         return text
+    if isinstance(error, OSError) and (error.errno in _FULL or any(f.name == "create_versioned_dir" for f in frames)):
+        return f"results cannot be written: {text}; free some space, or choose another folder with --default_root_dir"
     # torch raises a worker's error again with the worker's traceback, as text, before the message.
     if "DataLoader worker process" in text and _PACKAGE in text:
         return text.strip().splitlines()[-1].partition(": ")[2]

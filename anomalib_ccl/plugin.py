@@ -42,21 +42,22 @@ def callbacks() -> "list[Callback]":
     """Make the callbacks that every Lightning ``Trainer`` in this environment gets.
 
     Returns:
-        The report and the heatmaps of each category and the steadiness, or nothing: if the plug-in is switched off; if
-        ``anomalib.data`` has not been imported, so that a Trainer far from anomalib costs nothing; or, after a
-        warning, if they cannot be made.
+        The run's folder, the report and the heatmaps of each category and the steadiness, or nothing: if the plug-in is
+        switched off; if ``anomalib.data`` has not been imported, so that a Trainer far from anomalib costs nothing; or,
+        after a warning, if they cannot be made.
 
     Example:
         >>> import anomalib.data
         >>> [type(callback).__name__ for callback in callbacks()]
-        ['CategoryReport', 'Steadiness', 'CategoryVisualizer']
+        ['RunFolder', 'CategoryReport', 'Steadiness', 'CategoryVisualizer']
     """
     if _hook.disabled() or "anomalib.data" not in sys.modules:
         return []
     try:
         from anomalib_ccl.metrics import CategoryReport, CategoryVisualizer, Steadiness  # noqa: PLC0415  # heavy
+        from anomalib_ccl.run_folder import RunFolder  # noqa: PLC0415
 
-        return [CategoryReport(), Steadiness(), CategoryVisualizer()]
+        return [RunFolder(), CategoryReport(), Steadiness(), CategoryVisualizer()]
     except Exception as error:  # a Trainer must work whatever is wrong here
         _hook.report(error)
         return []

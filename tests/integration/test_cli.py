@@ -153,6 +153,7 @@ def test_every_model_config_goes_with_every_data_config(config: Path, data_confi
         (["--data.dataset=MVTecADD"], "error: dataset 'MVTecADD' is unknown; choose one of AutoVI"),
         (["--model.backbone_weights=absent.pth"], "error: backbone weights not found: absent.pth"),
         (["--model.backbone=vit_tiny_patch16_224"], "error: backbone 'vit_tiny_patch16_224' is a vision transformer"),
+        ([f"--default_root_dir={__file__}/results"], "error: results cannot be written: [Errno 20] Not a directory"),
     ],
 )
 def test_bad_arguments_end_with_one_message_and_no_traceback(

@@ -196,11 +196,12 @@ def test_variable_switches_off_unless_empty_or_zero(monkeypatch, value, off):
     assert _hook.disabled() is off
 
 
-def test_trainers_get_the_report_once_anomalib_is_in_use(run_fresh):
+def test_trainers_get_our_callbacks_once_anomalib_is_in_use(run_fresh):
     run_fresh("""
         from anomalib_ccl.plugin import callbacks
         import anomalib.data
         assert [type(callback).__name__ for callback in callbacks()] == [
+            "RunFolder",
             "CategoryReport",
             "Steadiness",
             "CategoryVisualizer",
