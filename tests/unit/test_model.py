@@ -19,7 +19,7 @@ def model() -> CCLModel:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("projection", ["standard", "light", "none"])
+@pytest.mark.parametrize("projection", ["standard", "residual", "light", "none"])
 def test_training_step_reconstructs_every_map_and_reaches_every_trainable_weight(
     backbone: str, projection: str
 ) -> None:
@@ -70,8 +70,16 @@ def test_standard_projection_has_four_convolutions_down_to_a_quarter_of_the_chan
     ]
 
 
+def test_residual_projection_is_the_standard_one_added_to_the_features() -> None:
+    torch.manual_seed(0)
+    standard, residual = projection_layer(8), projection_layer(8, "residual")
+    residual.load_state_dict(standard.state_dict())
+    features = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(residual(features), features + standard(features))
+
+
 def test_unknown_projection_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown projection 'heavy'; choose one of standard, light, none"):
+    with pytest.raises(ValueError, match="unknown projection 'heavy'; choose one of standard, residual, light, none"):
         projection_layer(8, "heavy")
 
 
