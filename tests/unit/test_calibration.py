@@ -7,11 +7,13 @@ from statistics import NormalDist
 import numpy as np
 import onnxruntime
 import openvino
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from anomalib_ccl.calibration import Calibrated, ClassCalibration
+from anomalib_ccl.metrics.category import CategoryMetrics
 
 LEVELS = torch.tensor([1.0, 3.0, 10.0])
 SPREADS = torch.tensor([0.05, 0.6, 0.5])
@@ -92,6 +94,25 @@ def test_order_within_a_class_and_the_maximum_of_the_map_are_kept() -> None:
     torch.testing.assert_close(calibrated.anomaly_map.amax(dim=(-2, -1)), calibrated.score)
     for c in range(3):
         assert calibrated.score[labels == c, 0].argsort().equal(scores[labels == c].argsort())
+
+
+def test_figures_of_each_category_are_unchanged_where_its_images_are_recognised() -> None:
+    embeddings, scores, labels = products(20, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    anomalous = torch.arange(60) % 2
+    masks = torch.zeros(60, 16, 16, dtype=torch.bool)
+    masks[anomalous == 1, 4:8, 4:8] = True
+    maps = scores.view(-1, 1, 1, 1) * torch.rand(60, 1, 16, 16, generator=generator) * (1 + 0.3 * masks[:, None])
+    scores = maps.amax(dim=(2, 3))
+    calibrated = fitted()(embeddings, maps, scores)
+    assert calibrated.class_index.equal(labels)
+    reports = []
+    for score, anomaly_map in ((scores, maps), (calibrated.score, calibrated.anomaly_map)):
+        metrics = CategoryMetrics([f"product {c}" for c in labels.tolist()], anomalous.tolist())
+        metrics.update(torch.arange(60), score, anomaly_map, masks)
+        reports.append(metrics.compute())
+    pd.testing.assert_frame_equal(*reports, atol=1e-3, rtol=0)
+    assert reports[0][["image_AUROC", "image_AP", "pixel_AUPRO"]].mean().lt(0.95).all()  # not trivially the same
 
 
 def test_classes_are_recognised_and_a_product_far_from_all_is_unknown() -> None:
