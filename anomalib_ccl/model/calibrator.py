@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
 
 from .averaging import NetworkAveraging
 from .training_pass import training_images
@@ -43,6 +44,10 @@ class Calibrator(Callback):
         if trainer.state.fn == TrainerFn.FITTING and last and self._calibrated_at != trainer.global_step:
             averages = [callback for callback in trainer.callbacks if isinstance(callback, NetworkAveraging)]  # type: ignore[attr-defined]
             with averages[0].in_place(trainer, pl_module) if averages else nullcontext():
+                if trainer.world_size > 1:
+                    # The running statistics of each process are those of its own images; the first one's are saved.
+                    for buffer in pl_module.model.network.buffers():
+                        distributed.broadcast(buffer, src=0)
                 calibrate(pl_module)
             self._calibrated_at = trainer.global_step
 
