@@ -9,7 +9,7 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataset, ImageBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from anomalib.data import DatasetItem, ImageItem
     from anomalib.data.dataclasses.generic import BatchIterateMixin
@@ -58,8 +58,17 @@ class MultiCategoryDataset(AnomalibDataset):
         try:
             return dataset[sample["row"]]
         except Exception as error:
-            msg = f"cannot read image {sample['image_path']} or its mask: {error}; repair or remove it"
+            way_out = "repair or remove it, or skip such images with skip_corrupt=true"
+            msg = f"cannot read image {sample['image_path']} or its mask: {error}; {way_out}"
             raise OSError(msg) from error
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Leave out all images but some.
+
+        Args:
+            indices: Those that stay, in this order.
+        """
+        self._samples = self.samples.iloc[list(indices)].reset_index(drop=True)
 
     @property
     def collate_fn(self) -> Callable:

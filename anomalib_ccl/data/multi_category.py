@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import Transform
 from anomalib_ccl.data.dataset import MultiCategoryDataset
 from anomalib_ccl.data.sampler import CategorySampler
 from anomalib_ccl.data.source import CategorySource
+from anomalib_ccl.data.unreadable import leave_out_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class MultiCategory(AnomalibDataModule):
             the name of their data set in front: ``MVTecAD/bottle``.
         dataset_args: Further arguments for the datamodule of each category, such as ``normal_dir`` for
             ``Folder`` or ``resolution`` for ``RealIAD``.
+        skip_corrupt: Whether images that cannot be read are skipped, with a warning for each, instead of stopping the
+            run with their path. Every image is then read once before each run, which takes about as long as reading
+            them for an epoch.
         max_epochs: Upper limit of the number of training epochs, whatever the trainer says; ``None`` and -1
             set no limit. For ``anomalib benchmark``, whose trainer cannot be told how long to train.
         train_batch_size: Training images in a batch; 3 or more lets a batch hold two categories and two
@@ -96,6 +100,7 @@ class MultiCategory(AnomalibDataModule):
         datasets: list[str | dict[str, Any]] | None = None,
         *,
         dataset_args: dict[str, Any] | None = None,
+        skip_corrupt: bool = False,
         max_epochs: int | None = None,
         train_batch_size: int = 16,
         eval_batch_size: int = 16,
@@ -124,6 +129,7 @@ class MultiCategory(AnomalibDataModule):
             val_split_ratio=val_split_ratio,
             seed=seed,
         )
+        self.skip_corrupt = skip_corrupt
         self.max_epochs = max_epochs
         self.category_names: list[str] = []
         shared = {
@@ -215,10 +221,16 @@ class MultiCategory(AnomalibDataModule):
                 if hasattr(datamodule, "val_data"):
                     val[name] = datamodule.val_data
         self.category_names = sorted(train)
-        self.train_data = MultiCategoryDataset(train)
-        self.test_data = MultiCategoryDataset(test)
-        if val:
-            self.val_data = MultiCategoryDataset(val)
+        train_data, test_data = MultiCategoryDataset(train), MultiCategoryDataset(test)
+        val_data = [MultiCategoryDataset(val)] if val else []
+        if self.skip_corrupt:
+            leave_out_unreadable(train_data, test_data, *val_data)
+            if lost := sorted(set(train) - set(train_data.samples["category"])):
+                msg = f"cannot read any training image of {', '.join(lost)}; name the other categories in `categories`"
+                raise ValueError(msg)
+        self.train_data, self.test_data = train_data, test_data
+        if val_data:
+            self.val_data = val_data[0]
         _warn_about_test_sets(test)
 
     def _create_test_split(self) -> None:

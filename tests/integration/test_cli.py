@@ -176,3 +176,17 @@ def test_unreadable_image_ends_training_with_its_path_and_no_traceback(
     assert output.splitlines()[-1].startswith("error: ")
     assert str(broken) in output.splitlines()[-1]
     assert "Traceback" not in output
+
+
+def test_unreadable_images_are_left_out_of_training_and_report_where_asked_for(
+    make_category: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("bolt", "nut"):
+        folder = make_category(tmp_path / "data", name)
+    (folder / "train/good/000.png").write_text("no image")
+    truncated = folder / "test/bad/001.png"
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    output = run(tmp_path, "train", *MODEL, *data(tmp_path / "data"), *TRAINER, "--data.skip_corrupt=true")
+    assert "Skipped image" in output
+    frame = pd.read_csv(tmp_path / "results/CCL/MultiCategory/latest/categories.csv", index_col="category")
+    assert frame["anomalous_images"].to_dict() == {"bolt": 2, "nut": 1, "mean": 3}

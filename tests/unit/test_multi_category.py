@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from anomalib import TaskType
 from anomalib import data as anomalib_data
 from anomalib.data import AnomalibDataModule, get_datamodule
 from anomalib.data.utils import random_split
@@ -500,6 +501,39 @@ def test_unreadable_file_stops_the_epoch_with_its_path(two_categories, broken, n
     datamodule.num_workers = num_workers
     with pytest.raises(OSError, match=f"cannot read image {image} or its mask: .*; repair or remove it"):
         list(datamodule.test_dataloader())
+
+
+def test_unreadable_files_are_skipped_with_a_warning_where_asked_for(two_categories, caplog):
+    broken = {
+        "train/good/001.png": lambda data: data[:60],
+        "train/good/002.png": lambda _: b"no image",
+        "test/good/000.png": lambda data: data[: len(data) // 2],
+        "ground_truth/bad/001_mask.png": lambda _: b"",
+    }
+    for name, spoil in broken.items():
+        path = two_categories / "bottle" / name
+        path.write_bytes(spoil(path.read_bytes()))
+    datamodule = joined("MVTecAD", two_categories, skip_corrupt=True, train_batch_size=3)
+
+    skipped = {"train/good/001.png", "train/good/002.png", "test/good/000.png", "test/bad/001.png"}
+    assert len(caplog.messages) == len(skipped)
+    assert all(any(f"{two_categories}/bottle/{name}: " in text for text in caplog.messages) for name in skipped)
+    assert datamodule.test_data.task == TaskType.SEGMENTATION
+    for split, loader in (
+        ("train", datamodule.train_dataloader()),
+        ("test", datamodule.test_dataloader()),
+        ("test", datamodule.val_dataloader()),
+    ):
+        seen = {path for batch in loader for path in batch.image_path}
+        present = {str(path) for path in two_categories.glob(f"*/{split}/*/*.png")}
+        assert seen == present - {f"{two_categories}/bottle/{name}" for name in skipped}
+
+
+def test_category_without_a_readable_training_image_is_refused(two_categories):
+    for path in two_categories.glob("cable/train/good/*"):
+        path.write_text("no image")
+    with pytest.raises(ValueError, match="cannot read any training image of cable"):
+        joined("MVTecAD", two_categories, skip_corrupt=True)
 
 
 def test_arguments_that_a_data_set_does_not_take_are_refused(tmp_path):
