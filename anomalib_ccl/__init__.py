@@ -16,12 +16,14 @@ from anomalib_ccl import _hook
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anomalib_ccl.data import MultiCategory, make_sample_dataset
+    from anomalib_ccl.deploy import CCLInferencer
     from anomalib_ccl.model import CCL, CCLModel, GlobalContrastiveLoss, LocalContrastiveLoss
 
     __version__: str
 
 __all__ = [
     "CCL",
+    "CCLInferencer",
     "CCLModel",
     "GlobalContrastiveLoss",
     "LocalContrastiveLoss",
@@ -32,6 +34,7 @@ __all__ = [
 
 _HOMES = {
     "CCL": "anomalib_ccl.model",
+    "CCLInferencer": "anomalib_ccl.deploy",
     "CCLModel": "anomalib_ccl.model",
     "GlobalContrastiveLoss": "anomalib_ccl.model",
     "LocalContrastiveLoss": "anomalib_ccl.model",

@@ -26,7 +26,8 @@ class Calibrated(NamedTuple):
     Attributes:
         anomaly_map: The calibrated map, of shape ``(B, 1, H, W)``, at least 0.
         score: The calibrated score, of shape ``(B, 1)``, at least 0; 1 is the limit of the image's class.
-        class_index: The class of each image, of shape ``(B,)``, integers; -1 is an unknown product.
+        class_index: The class of each image, of shape ``(B,)``, integers; K, the number of classes, means an unknown
+            product.
     """
 
     anomaly_map: Tensor
@@ -75,7 +76,7 @@ class ClassCalibration(nn.Module):
         >>> calibration.fit(embeddings, scores=torch.tensor([1.0, 1.2, 5.0, 6.0]), labels=torch.tensor([0, 0, 1, 1]))
         >>> calibrated = calibration(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.ones(2, 1, 8, 8), torch.ones(2, 1))
         >>> calibrated.class_index
-        tensor([ 0, -1])
+        tensor([0, 2])
         >>> calibrated.anomaly_map.shape, calibrated.score.shape
         (torch.Size([2, 1, 8, 8]), torch.Size([2, 1]))
     """
@@ -157,17 +158,17 @@ class ClassCalibration(nn.Module):
             Calibrated maps and scores, and the class indices.
         """
         if not self.is_calibrated:
-            return Calibrated(anomaly_map, score, torch.full_like(score[:, 0], -1, dtype=torch.long))
-        similarity, index = (F.normalize(embedding.float(), dim=1) @ self.prototypes.T).max(dim=1)
-        unknown = 1 - similarity > self.novelty_threshold
-        limit = torch.where(
-            unknown,
-            self._limit(self.global_location, self.global_scale),
-            self._limit(self.location, self.scale)[index],
-        )[:, None]
-        return Calibrated(anomaly_map / limit[:, :, None, None], score / limit, torch.where(unknown, -1, index))
+            return Calibrated(anomaly_map, score, torch.zeros_like(score[:, 0], dtype=torch.long))
+        similarity, nearest = (F.normalize(embedding.float(), dim=1) @ self.prototypes.T).max(dim=1)
+        # K and not -1 for the last limit: not all that runs exported graphs gathers with negative indices.
+        index = torch.where(1 - similarity > self.novelty_threshold, len(self.prototypes), nearest)
+        limit = self._limits()[index][:, None]
+        return Calibrated(anomaly_map / limit[:, :, None, None], score / limit, index)
 
-    def _limit(self, location: Tensor, scale: Tensor) -> Tensor:
+    def _limits(self) -> Tensor:
+        """The limit of each class and, last, that of all images."""
+        location = torch.cat([self.location, self.global_location[None]])
+        scale = torch.cat([self.scale, self.global_scale[None]])
         z = NormalDist().inv_cdf(1 - self.false_alarm_rate)
         return (location + z * scale).clamp(min=_TINY)
 

@@ -1,21 +1,22 @@
-"""Score one image with an exported model and save its heatmap.
+"""Score one image with an exported model, tell its product and save its heatmap.
 
     python examples/predict_openvino.py MODEL.xml IMAGE PICTURE.png
 
-Nothing here needs CCL: an exported model runs with anomalib's own inferencer.
+Without CCL, anomalib's own OpenVINOInferencer does the same with the same file, except that it tells no product.
 """
 
 import sys
 
-from anomalib.deploy import OpenVINOInferencer
 from anomalib.visualization import ImageVisualizer
+
+from anomalib_ccl import CCLInferencer
 
 
 def main(model: str, image: str, picture: str) -> None:
     """Score the image, print the result and save the picture."""
-    prediction = OpenVINOInferencer(model, device="CPU").predict(image)
+    prediction = CCLInferencer(model, device="CPU").predict(image)
     score, anomalous = prediction.pred_score.item(), prediction.pred_label.item()
-    print(f"{image}: score {score:.3f}, {'anomalous' if anomalous else 'normal'}")
+    print(f"{image}: {prediction.explanation[0]}, score {score:.3f}, {'anomalous' if anomalous else 'normal'}")
     ImageVisualizer(fields=["image"]).visualize(prediction).save(picture)
     print(f"heatmap: {picture}")
 

@@ -149,7 +149,7 @@ def judge(
             "subset": subset,
             "category": category,
             "anomalous": samples["label_index"].to_numpy() == 1,
-            # Index -1, an unknown product, is that of the last name.
+            # The last name's index is that of an unknown product.
             "recognised": np.array([*categories, UNKNOWN])[index],
             "raw": score[:, 0].numpy(),
             "calibrated": own.score[:, 0].numpy(),
@@ -171,19 +171,20 @@ def categories_of_pseudo_classes(names: Sequence[str], categories: np.ndarray, c
     Args:
         names: The names of the K pseudo-classes.
         categories: The category of each of N training images, of shape ``(N,)``.
-        class_index: The pseudo-class that the model recognises in each of them, of shape ``(N,)``, -1 for unknown.
+        class_index: The pseudo-class that the model recognises in each of them, of shape ``(N,)``, K for unknown.
 
     Returns:
         For each pseudo-class the category that most of its images have, leaving out categories that are mostly
         unknown, which were not trained on; its own name if it has no images.
 
     Example:
-        >>> categories, class_index = np.array(["bolt", "nut", "nut", "pin"]), np.array([0, 0, 0, -1])
+        >>> categories, class_index = np.array(["bolt", "nut", "nut", "pin"]), np.array([0, 0, 0, 2])
         >>> categories_of_pseudo_classes(["pseudo_0", "pseudo_1"], categories, class_index)
         ['nut', 'pseudo_1']
     """
-    votes = pd.crosstab(categories, class_index).reindex(columns=range(-1, len(names)), fill_value=0)
-    known = votes[votes[-1] <= votes.sum(axis=1) / 2]
+    unknown = len(names)
+    votes = pd.crosstab(categories, class_index).reindex(columns=range(unknown + 1), fill_value=0)
+    known = votes[votes[unknown] <= votes.sum(axis=1) / 2]
     return [str(known[k].idxmax()) if known[k].any() else name for k, name in enumerate(names)]
 
 

@@ -22,6 +22,7 @@ from anomalib_ccl.pseudo_classes import ClassCount
 
 from .averaging import NetworkAveraging, check_decay, refuse_other_averaging
 from .calibrator import Calibrator
+from .class_export import ClassExport
 from .epoch_seed import EpochSeed
 from .gather import gathered
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 _LIGHTNING_EPOCHS = 1000
 
 
-class CCL(AnomalibModule):
+class CCL(ClassExport, AnomalibModule):
     """One anomaly detection model for many product categories: class-aware contrastive learning.
 
     Reverse distillation whose projected features are shaped by two contrastive losses. They use the category of
@@ -277,7 +278,7 @@ class CCL(AnomalibModule):
         """
         del args, kwargs
         prediction = self.model.classify(batch.image)  # type: ignore[arg-type]
-        names = [*self.classes.names, "unknown"]  # the last is that of index -1
+        names = [*self.classes.names, "unknown"]
         return batch.update(
             anomaly_map=prediction.anomaly_map,
             pred_score=prediction.score,
@@ -301,21 +302,6 @@ class CCL(AnomalibModule):
             The optimizer and its schedule.
         """
         return adam(self.model, self.trainer.estimated_stepping_batches, self.schedule)
-
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # noqa: ANN401
-        """Export the model to ONNX; see anomalib's ``ExportMixin.to_onnx``.
-
-        Args:
-            *args: Passed to anomalib.
-            **kwargs: Passed to anomalib. ``opset_version`` defaults to 18, the lowest that torch's exporter has;
-                from anomalib's default of 14 it prints a failed conversion before it falls back to 18.
-
-        Returns:
-            Path to the ONNX file.
-        """
-        # Each of the exporter's hundreds of small optimisations is a message to those whose root logger shows them.
-        logging.getLogger("onnx_ir").setLevel(logging.WARNING)
-        return super().to_onnx(*args, **{"opset_version": 18, **kwargs})
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

@@ -135,8 +135,8 @@ class CCLModel(nn.Module):
             images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of 32.
 
         Returns:
-            Calibrated maps and scores, and class indices, -1 for an unknown product. Before calibration, the map and
-            the score are the raw ones and every product is unknown.
+            Calibrated maps and scores, and class indices, K, the number of classes, for an unknown product. Before
+            calibration K is 0, and the map and the score are the raw ones.
 
         Raises:
             ValueError: If the height or width of the images is not a multiple of the network's stride.

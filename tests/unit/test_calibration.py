@@ -119,7 +119,7 @@ def test_classes_are_recognised_and_a_product_far_from_all_is_unknown() -> None:
     embeddings, scores, labels = products(50, seed=3)
     assert calibrate(fitted(), embeddings, scores).class_index.equal(labels)
     stranger = torch.eye(8)[7:]
-    assert calibrate(fitted(), stranger, scores[:1]).class_index.tolist() == [-1]
+    assert calibrate(fitted(), stranger, scores[:1]).class_index.tolist() == [3]
 
 
 def test_an_unknown_product_is_scored_with_the_statistics_of_all_images() -> None:
@@ -149,7 +149,7 @@ def test_identical_training_images_know_a_slightly_different_one_and_no_other_pr
     calibration.fit(torch.eye(2)[[0, 0, 0]], torch.ones(3), torch.zeros(3, dtype=torch.long))
     angles = torch.deg2rad(torch.tensor([5.0, 30.0]))
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
-    assert calibrate(calibration, embeddings, torch.ones(2)).class_index.tolist() == [0, -1]
+    assert calibrate(calibration, embeddings, torch.ones(2)).class_index.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.2, 5.0])
@@ -169,11 +169,11 @@ def test_the_limit_of_a_class_of_one_image_is_nearer_than_that_of_its_image_alon
     assert np.mean(errors) < 0.8 * np.mean(errors_alone)
 
 
-def test_before_fit_scores_pass_unchanged_and_classes_are_unknown() -> None:
+def test_before_fit_scores_pass_unchanged_and_there_is_no_class() -> None:
     embeddings, scores, _ = products(2)
     calibrated = calibrate(ClassCalibration(), embeddings, scores)
     assert calibrated.score[:, 0].equal(scores)
-    assert calibrated.class_index.tolist() == [-1] * 6
+    assert calibrated.class_index.tolist() == [0] * 6
 
 
 def test_a_state_loads_into_a_module_of_any_number_of_classes() -> None:
@@ -268,4 +268,4 @@ def test_exported_graph_agrees(exported: Path, runtime: str) -> None:
         found = list(model(inputs).values())
     for ours, theirs in zip(fitted()(*map(torch.tensor, inputs)), found, strict=True):
         np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-5)
-    assert found[2].tolist() == [0, 0, 1, 1, 2, 2, -1]
+    assert found[2].tolist() == [0, 0, 1, 1, 2, 2, 3]

@@ -159,7 +159,8 @@ def test_tables_mark_what_was_not_trained_on() -> None:
 
 def test_pseudo_class_stands_for_the_category_of_most_of_its_images() -> None:
     categories = np.array(["bolt", "bolt", "bolt", "nut", "nut", "pin", "pin", "pin"])
-    recognised = np.array([0, 0, 1, 1, 1, -1, -1, 2])
+    unknown = 3
+    recognised = np.array([0, 0, 1, 1, 1, unknown, unknown, 2])
     names = [f"pseudo_{k}" for k in range(3)]
     assert categories_of_pseudo_classes(names, categories, recognised) == ["bolt", "nut", "pseudo_2"]
 
