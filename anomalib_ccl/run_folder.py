@@ -54,14 +54,14 @@ def checkpoint_size(model: LightningModule) -> int:
         model: The model.
 
     Returns:
-        The bytes of its state and of two numbers of the optimizer for each parameter that is trained.
+        The bytes of its parameters and buffers, and of two numbers of the optimizer for each that is trained.
 
     Example:
         >>> from anomalib_ccl import CCL
         >>> checkpoint_size(CCL("mobilenetv3_small_100", pre_trained=False)) > 10**6
         True
     """
-    state = sum(tensor.nbytes for tensor in model.state_dict().values())
+    state = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     return state + 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
 
 

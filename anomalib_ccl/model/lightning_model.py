@@ -53,8 +53,8 @@ class CCL(ClassExport, AnomalibModule):
         image_size: Height and width that images are resized to, in pixels, multiples of 32. A pre-processor of
             your own takes precedence.
         projection: Layers between teacher and bottleneck: "standard" is the paper's, "residual" adds it to the
-            features (1.9 points of pixel AUROC more on the finest category of realad), "light" is
-            depthwise-separable, "none" plain reverse distillation.
+            features (1.9 points of pixel AUROC more on the finest category of realad; with ema_decay=0.99 6.9, and
+            1.2 of image AUROC), "light" is depthwise-separable, "none" plain reverse distillation.
         noise_probability: Probability, per training step, of noise on the projected features, in [0, 1].
         local_weight: Weight of the local contrastive loss; 0 switches it off.
         global_weight: Weight of the global contrastive loss; 0 switches it off.
