@@ -183,7 +183,7 @@ class MultiCategory(AnomalibDataModule):
         Args:
             state_dict: What :meth:`state_dict` gave.
         """
-        self._order = dict(state_dict)
+        self._order |= state_dict
 
     def train_dataloader(self) -> DataLoader:
         """The training images, in batches of several categories."""

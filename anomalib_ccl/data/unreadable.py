@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 def leave_out_unreadable(*datasets: MultiCategoryDataset) -> None:
     """Remove the images that cannot be read, or whose mask cannot, from data sets, with a warning for each.
 
-    Reads every file once, by several threads. Leaving images out later, when a batch is made, would leave batches too
+    Reads every file once. Leaving images out later, when a batch is made, would leave batches too
     small, or empty, for the losses and for other processes, and images without scores.
 
     Args:
@@ -27,12 +26,11 @@ def leave_out_unreadable(*datasets: MultiCategoryDataset) -> None:
     for dataset in datasets:
         paths = dataset.samples["image_path"]
         new = [index for index, path in enumerate(paths) if path not in reasons]
-        with ThreadPoolExecutor() as pool:
-            results = pool.map(lambda index, dataset=dataset: _reason(dataset, index), new)
-            for index, reason in zip(new, tqdm(results, "Checking images", len(new), disable=None), strict=True):
-                reasons[paths[index]] = reason
-                if reason:
-                    logger.warning("Skipped image %s: %s", paths[index], reason)
+        for index in tqdm(new, "Checking images", disable=None):
+            path = paths[index]
+            if reason := _reason(dataset, index):
+                logger.warning("Skipped image %s: %s", path, reason)
+            reasons[path] = reason
         dataset.keep([index for index, path in enumerate(paths) if not reasons[path]])
 
 

@@ -240,7 +240,7 @@ def test_folder_of_mixed_products_trains_with_the_classes_of_its_sub_folders(sam
         target.mkdir(parents=True)
         for image in (category / "train" / "good").iterdir():
             (target / image.name).write_bytes(image.read_bytes())
-    data = Folder("mixed", "normal", tmp_path, train_batch_size=6, num_workers=0, val_split_mode="from_train")
+    data = Folder("mixed", "normal", tmp_path, train_batch_size=6, num_workers=0, val_split_mode="from_train", seed=0)
     model, history = CCL(class_labels="folder", **SMALL), History()
     make_engine(tmp_path, history, max_epochs=1).fit(model, datamodule=data)
     assert set(model.classes.index_of_image.values()) == {0, 1}
