@@ -12,7 +12,7 @@ RUN := results/CCL/MultiCategory/latest
 demo: $(BIN)/.installed
 	$(BIN)/python -m anomalib_ccl.data datasets/sample
 	$(DEMO) anomalib train --config configs/model/ccl_lite0.yaml --data configs/data/sample.yaml \
-		--trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8 --seed_everything 0
+		--trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8
 	$(DEMO) python -m anomalib_ccl.insight --ckpt_path $(RUN)/weights/lightning/model.ckpt \
 		--data configs/data/sample.yaml --output $(RUN)/insight
 	$(DEMO) anomalib export --config configs/model/ccl_lite0.yaml --export_type openvino \

@@ -80,10 +80,6 @@ def test_loss_and_gradients_of_two_processes_are_those_of_one_with_the_whole_bat
         expected = gradients(module, whole)
         assert len(expected) > 2
         mean = {name: (found[0][name] + found[1][name]) / 2 for name in expected}
-        print(
-            {n: ((mean[n] - expected[n]).abs().max() / expected[n].abs().max()).item() for n in list(expected)},
-            sep="\n",
-        )
         torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-5)
 
 
