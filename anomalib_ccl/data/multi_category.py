@@ -221,16 +221,15 @@ class MultiCategory(AnomalibDataModule):
                 if hasattr(datamodule, "val_data"):
                     val[name] = datamodule.val_data
         self.category_names = sorted(train)
-        train_data, test_data = MultiCategoryDataset(train), MultiCategoryDataset(test)
-        val_data = [MultiCategoryDataset(val)] if val else []
+        self.train_data = MultiCategoryDataset(train)
+        self.test_data = MultiCategoryDataset(test)
+        if val:
+            self.val_data = MultiCategoryDataset(val)
         if self.skip_corrupt:
-            leave_out_unreadable(train_data, test_data, *val_data)
-            if lost := sorted(set(train) - set(train_data.samples["category"])):
+            leave_out_unreadable(self.train_data, self.test_data, *([self.val_data] if val else []))  # type: ignore[arg-type]
+            if lost := sorted(set(train) - set(self.train_data.samples["category"])):
                 msg = f"cannot read any training image of {', '.join(lost)}; name the other categories in `categories`"
                 raise ValueError(msg)
-        self.train_data, self.test_data = train_data, test_data
-        if val_data:
-            self.val_data = val_data[0]
         _warn_about_test_sets(test)
 
     def _create_test_split(self) -> None:

@@ -18,7 +18,7 @@ from anomalib_ccl.insight.figures import LIMIT_RATES, UNKNOWN, at_rate
 from anomalib_ccl.metrics.pixel import refuse_nan
 from anomalib_ccl.model import CCL
 from anomalib_ccl.model.training_pass import plain_loader
-from anomalib_ccl.model.views import retaken
+from anomalib_ccl.model.views import calibration_view
 
 
 class Scores(NamedTuple):
@@ -79,9 +79,8 @@ def collect_scores(model: CCL, datamodule: AnomalibDataModule) -> Scores:
         raise ValueError(msg)
 
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    generator = torch.Generator().manual_seed(0)  # that of the calibration
     passes = [
-        _score(model, train, "Training images", lambda images: retaken(images, generator)),
+        _score(model, train, "Training images", calibration_view()),
         _score(model, test, "Test images", lambda images: images),
     ]
     embedding, score = (torch.cat(parts) for parts in zip(*passes, strict=True))

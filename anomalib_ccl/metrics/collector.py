@@ -55,7 +55,7 @@ class Collector:
         if self._embedding is not None:
             self._v_measure.update(index[own], self._embedding[own])
 
-    def compute(self, trainer: Trainer) -> tuple[pd.DataFrame, float]:
+    def compute(self, trainer: Trainer) -> pd.DataFrame:
         """End the pass.
 
         Args:
@@ -63,14 +63,22 @@ class Collector:
 
         Returns:
             The figures of each category and their means, as
-            :func:`~anomalib_ccl.metrics.category.with_mean` returns them, and the V-measure of the embedding.
+            :func:`~anomalib_ccl.metrics.category.with_mean` returns them.
         """
         for hook in self._hooks:
             hook.remove()
         if trainer.world_size > 1:
             for metric in (self._metrics, self._v_measure):
                 metric.to(trainer.strategy.root_device)  # where processes can exchange tensors
-        return with_mean(self._metrics.compute()), self._v_measure.compute()
+        return with_mean(self._metrics.compute())
+
+    def v_measure(self) -> float:
+        """Cluster the embeddings of a pass that has ended.
+
+        Returns:
+            Their V-measure, in [0, 1]; NaN if the model has no embedding.
+        """
+        return self._v_measure.compute()
 
 
 def images_of(trainer: Trainer, loader: Any, subset: str) -> MultiCategoryDataset | None:  # noqa: ANN401

@@ -63,10 +63,10 @@ class CategoryReport(Callback):
         """Compute the figures and log their means."""
         if self._collector is None:
             return
-        self._report, v_measure = self._collector.compute(trainer)
+        self._report = self._collector.compute(trainer)
         means = self._report.iloc[-1]
         pl_module.log_dict({f"mean_{name}": means[name] for name in FIGURES}, sync_dist=True)
-        pl_module.log("embedding_V_measure", v_measure, sync_dist=True)
+        pl_module.log("embedding_V_measure", self._collector.v_measure(), sync_dist=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write the files."""

@@ -59,10 +59,10 @@ class Steadiness(Callback):
         """Compute the means and log them."""
         if self._collector is None:
             return
-        report, _ = self._collector.compute(trainer)
-        means = {name: float(report.iloc[-1][name]) for name in _FIGURES}
+        mean = self._collector.compute(trainer).iloc[-1]
+        means = {name: float(mean[name]) for name in _FIGURES}
         self._means.append(means)
-        pl_module.log_dict({f"val_mean_{name}": mean for name, mean in means.items()}, sync_dist=True)
+        pl_module.log_dict({f"val_mean_{name}": value for name, value in means.items()}, sync_dist=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the spread of the last validations, with the same keys for every model."""

@@ -10,7 +10,7 @@ from torch import distributed
 
 from .averaging import NetworkAveraging
 from .training_pass import training_images
-from .views import retaken
+from .views import calibration_view
 
 if TYPE_CHECKING:
     from .lightning_model import CCL
@@ -61,10 +61,10 @@ def calibrate(model: "CCL") -> None:
     """
     training = model.training
     model.eval()
-    generator = torch.Generator().manual_seed(0)
+    view = calibration_view()
     embeddings, scores, labels = [], [], []
     for batch in training_images(model, "Calibration"):
-        raw = model.model.score(retaken(batch.image, generator))  # type: ignore[arg-type]
+        raw = model.model.score(view(batch.image))  # type: ignore[arg-type]
         embeddings.append(raw.embedding)
         scores.append(raw.score.flatten())
         labels.append(model.classes.labels(batch))

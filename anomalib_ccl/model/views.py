@@ -1,6 +1,7 @@
 """Augmented views of a batch, made on the batch's device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,15 @@ def _augmentations(size: tuple[int, int]) -> nn.Module:
         augmentation.RandomGaussianBlur((kernel, kernel), sigma=(0.1, 2.0), p=1.0),
         augmentation.RandomRotation(15.0, p=1.0),
     )
+
+
+def calibration_view() -> Callable[[Tensor], Tensor]:
+    """Make the views that a pass over the training images is calibrated on, the same in each pass.
+
+    Returns:
+        :func:`retaken`, with a random generator of its own; call it with one batch after the other.
+    """
+    return partial(retaken, generator=torch.Generator().manual_seed(0))
 
 
 def retaken(images: Tensor, generator: torch.Generator) -> Tensor:
