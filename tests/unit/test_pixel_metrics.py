@@ -224,15 +224,22 @@ def test_category_figures_are_those_of_the_images_of_that_category():
     for row, start in ((0, 0), (2, 2)):
         pixels = reference(anomaly_map[start::3], mask[start::3])
         images = ranking_metrics(labels[start::3], score[start::3])
-        expected = [*images.values(), *pixels.values()]
-        assert report.loc[row, list(FIGURES)].tolist() == pytest.approx(expected, abs=1e-3)
+        told_no_class = float("nan")
+        expected = [*images.values(), *pixels.values(), told_no_class]
+        assert report.loc[row, list(FIGURES)].tolist() == pytest.approx(expected, abs=1e-3, nan_ok=True)
         assert report.loc[row, "image_AUROC"] == roc_auc_score(labels[start::3], score[start::3])
     assert report.loc[1, list(FIGURES)].isna().all()
 
 
+def test_class_accuracy_is_known_if_any_category_was_told():
+    metrics = CategoryMetrics(["bottle", "bottle", "cable", "wood"], [0, 1, 0, 0])
+    metrics.update(torch.tensor([0, 1, 2]), torch.zeros(3), classes=["bottle", "unknown", "bottle"])
+    assert metrics.compute()["class_accuracy"].tolist() == pytest.approx([0.5, 0, np.nan], nan_ok=True)
+
+
 def test_mean_is_over_the_categories_that_have_the_figure():
     report = pd.DataFrame({"category": ["a", "b", "c"], "normal_images": 2, "anomalous_images": [1, 0, 3]})
-    report[list(FIGURES)] = [[0.5] * 7, [float("nan")] * 7, [1.0] * 7]
+    report[list(FIGURES)] = [[0.5] * 8, [float("nan")] * 8, [1.0] * 8]
     report["pixel_AUPRO"] = float("nan")
     mean = with_mean(report).iloc[-1]
     assert mean["category"] == "mean"
