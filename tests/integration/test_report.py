@@ -224,7 +224,7 @@ def test_second_test_of_one_engine_reports_the_same(run, root, tmp_path):
         (logged,) = engine.test(model, datamodule=data)
         report = pd.read_csv(folder_of(engine) / "categories.csv")
         pd.testing.assert_frame_equal(report, run.report)
-        assert logged == pytest.approx(run.logged, nan_ok=True)
+        assert logged == pytest.approx(run.logged, rel=1e-4, nan_ok=True)  # float32, summed in another order
         assert heatmaps(folder_of(engine) / "images") == EXPECTED_HEATMAPS
 
 
