@@ -77,7 +77,8 @@ class CCL(ClassExport, AnomalibModule):
         calibrate: Whether the model, when it is trained, learns to recognise each class and divides maps and scores
             by the limit of the class, so that one threshold fits all.
         false_alarm_rate: Share of normal images of each class that may be called anomalous, in (0, 0.5]; sets the
-            threshold from the normal training images alone. Without it, anomalib's adaptive threshold is used.
+            threshold from the normal training images alone. Without it, anomalib's adaptive threshold is used, or the
+            rate that a checkpoint was trained with; another one needs no new training.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate
@@ -220,12 +221,15 @@ class CCL(ClassExport, AnomalibModule):
         checkpoint["training_classes"] = self.classes.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the classes from a checkpoint, where it has them.
+        """Take the classes from a checkpoint, where it has them, and the false-alarm rate, where none was given.
 
         Args:
             checkpoint: What was saved.
         """
         super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["hyper_parameters"].get("false_alarm_rate")
+        if saved is not None and self.hparams["false_alarm_rate"] is None:
+            self.model.calibration.false_alarm_rate = saved
         if "training_classes" in checkpoint:
             self.classes.load_state_dict(checkpoint["training_classes"])
 

@@ -29,6 +29,9 @@ class LimitPostProcessor(PostProcessor):
             low.fill_(0.0)
             high.fill_(2.0)
 
+    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
+        """Leave the threshold and the range as they are: the checkpoint's may be those of a validation."""
+
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Leave the threshold and the range as they are."""
 

@@ -110,9 +110,50 @@ def test_calibration_can_be_switched_off(sample_root: Path, tmp_path: Path) -> N
     assert not model.model.calibration.is_calibrated
 
 
-def test_false_alarm_rate_sets_the_threshold_from_normal_images_alone(sample_root: Path, tmp_path: Path) -> None:
-    _, engine = fit(sample_root, tmp_path, val_split_mode="none", false_alarm_rate=0.1)
-    loaded = CCL.load_from_checkpoint(engine.best_model_path, visualizer=False).eval()
+@pytest.fixture(scope="module")
+def trained_for_rate(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    _, engine = fit(sample_root, tmp_path_factory.mktemp("rate"), val_split_mode="none", false_alarm_rate=0.1)
+    return engine.best_model_path
+
+
+def predict(root: Path, folder: Path, checkpoint: str, **kwargs: Any) -> tuple[CCL, torch.Tensor, torch.Tensor]:
+    """A new model that predicts from a checkpoint, as anomalib's command makes it, and its scores and labels."""
+    model = CCL("tf_efficientnet_lite0", image_size=(64, 64), visualizer=False, **kwargs)
+    engine = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False)
+    (*batches,) = engine.predict(model, data_path=root / "brick/test", ckpt_path=checkpoint)
+    return model, *(torch.cat([getattr(b, name).flatten() for b in batches]) for name in ("pred_score", "pred_label"))
+
+
+def test_checkpoint_of_a_false_alarm_rate_predicts_by_it_unasked(
+    trained_for_rate: str, sample_root: Path, tmp_path: Path
+) -> None:
+    model, score, label = predict(sample_root, tmp_path, trained_for_rate)
+    _, expected_score, expected_label = predict(sample_root, tmp_path, trained_for_rate, false_alarm_rate=0.1)
+    assert model.model.calibration.false_alarm_rate == 0.1
+    torch.testing.assert_close(score, expected_score)
+    assert torch.equal(label, expected_label)
+    assert label.any()
+
+
+@pytest.mark.parametrize("validated", [False, True], ids=["trained for another rate", "trained for none"])
+def test_false_alarm_rate_can_be_given_to_any_checkpoint(
+    trained_for_rate: str, trained: tuple[CCL, Engine], validated: bool, sample_root: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained[1].best_model_path if validated else trained_for_rate
+    scores = []
+    for rate in (0.01, 0.5):
+        model, score, label = predict(sample_root, tmp_path, checkpoint, false_alarm_rate=rate)
+        assert model.post_processor.image_threshold == 1
+        assert torch.equal(label, score > 0.5)
+        scores.append(score)
+    assert (scores[0] <= scores[1]).all()
+    assert not torch.equal(*scores)
+
+
+def test_false_alarm_rate_sets_the_threshold_from_normal_images_alone(
+    trained_for_rate: str, sample_root: Path, tmp_path: Path
+) -> None:
+    loaded = CCL.load_from_checkpoint(trained_for_rate, visualizer=False).eval()
     (*batches,) = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False).predict(
         loaded, data_path=sample_root / "brick/test"
     )
