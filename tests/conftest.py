@@ -58,3 +58,10 @@ def make_category() -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def two_categories(tmp_path: Path, make_category: Callable[..., Path]) -> Path:
+    make_category(tmp_path / "set", "bottle")
+    make_category(tmp_path / "set", "cable")
+    return tmp_path / "set"
