@@ -27,6 +27,7 @@ from .epoch_seed import EpochSeed
 from .gather import gathered
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
 from .post_processor import LimitPostProcessor
+from .pre_processor import ExactPreProcessor
 from .projection import Projection
 from .recipe import EPOCHS, Schedule, adam, check_schedule
 from .teacher import normalization
@@ -186,7 +187,9 @@ class CCL(ClassExport, AnomalibModule):
             The pre-processor.
         """
         mean, std = normalization(backbone)
-        return PreProcessor(Compose([Resize(image_size or (256, 256), antialias=True), Normalize(mean=mean, std=std)]))
+        return ExactPreProcessor(
+            Compose([Resize(image_size or (256, 256), antialias=True), Normalize(mean=mean, std=std)])
+        )
 
     def setup(self, stage: str) -> None:
         """Train for the paper's 100 epochs where the trainer was not told how long.

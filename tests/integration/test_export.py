@@ -11,6 +11,7 @@ from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from lightning import seed_everything
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from anomalib_ccl import CCL, MultiCategory
@@ -47,8 +48,14 @@ def openvino(case: tuple, trained: CCL, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def image(sample_root: Path) -> Path:
-    return sorted(sample_root.glob("*/test/*/*.png"))[0]
+def image(case: tuple, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For a dynamic input size, an image that is larger than the model's, and as rich in detail."""
+    image = sorted(sample_root.glob("*/test/*/*.png"))[0]
+    if case[1] is None:
+        pixels = np.tile(np.asarray(Image.open(image).convert("RGB")), (3, 4, 1))[:150, :210]
+        image = tmp_path_factory.mktemp("large") / "image.png"
+        Image.fromarray(pixels).save(image)
+    return image
 
 
 @pytest.fixture(scope="module")
