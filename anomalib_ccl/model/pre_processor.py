@@ -63,8 +63,8 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     """
     rows = _weights(images.shape[-2], height, images)
     columns = _weights(images.shape[-1], width, images)
-    # In this order: OpenVINO's CPU plug-in fails to fuse a normalisation into a product with a constant on its right.
-    return rows @ (images @ columns.T)
+    # Without the channels' dimension: OpenVINO's CPU plug-in fails to fuse a normalisation per channel into a product.
+    return (rows @ (images.flatten(0, 1) @ columns.T)).unflatten(0, images.shape[:2])
 
 
 def _weights(length: int, size: int, like: Tensor) -> Tensor:

@@ -113,6 +113,7 @@ def test_dynamic_export_takes_batches_and_images_of_other_sizes(
 
 
 def test_half_precision_openvino_export_is_smaller_and_close(
+    case: tuple,
     trained: CCL,
     openvino: Path,
     image: Path,
@@ -121,7 +122,7 @@ def test_half_precision_openvino_export_is_smaller_and_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    half = trained.to_openvino(tmp_path, input_size=SIZE, compression_type=CompressionType.FP16)
+    half = trained.to_openvino(tmp_path, input_size=case[1], compression_type=CompressionType.FP16)
     assert half.with_suffix(".bin").stat().st_size < 0.6 * openvino.with_suffix(".bin").stat().st_size
     score = OpenVINOInferencer(half, device="CPU", config=SINGLE_PRECISION).predict(image).pred_score
     assert float(score.squeeze()) == pytest.approx(expected[0], rel=0.02)
