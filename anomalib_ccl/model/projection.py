@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from .normalized_activation import NormalizedActivation
+
 Projection = Literal["standard", "residual", "light", "none"]
 
 
@@ -45,7 +47,8 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
             layers += [nn.Conv2d(before, before, 3, padding=1, groups=before), nn.Conv2d(before, after, 1)]
         else:
             layers.append(nn.Conv2d(before, after, kernel_size=3, padding=1))
-        layers += [nn.InstanceNorm2d(after), nn.LeakyReLU()]
+        # The second keeps the names that the weights have had in checkpoints.
+        layers += [NormalizedActivation(), nn.Identity()]
     return Residual(*layers) if kind == "residual" else nn.Sequential(*layers)
 
 
