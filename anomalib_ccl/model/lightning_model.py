@@ -8,7 +8,6 @@ from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
-from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
@@ -30,6 +29,7 @@ from .post_processor import LimitPostProcessor
 from .pre_processor import ExactPreProcessor
 from .projection import Projection
 from .recipe import EPOCHS, Schedule, adam, check_schedule
+from .reconstruction_loss import ReconstructionLoss
 from .teacher import normalization
 from .torch_model import CCLModel
 from .training_classes import TrainingClasses
@@ -153,7 +153,7 @@ class CCL(ClassExport, AnomalibModule):
         rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
         self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability, **rate)
         _check_image_size(self.input_size, self.model.network.stride)
-        self.reconstruction_loss = ReverseDistillationLoss()
+        self.reconstruction_loss = ReconstructionLoss()
         self.local_loss = LocalContrastiveLoss(temperature, num_negatives)
         self.global_loss = GlobalContrastiveLoss(temperature, global_loss)
 
