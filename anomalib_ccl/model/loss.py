@@ -199,7 +199,7 @@ def match_positions(query: Tensor, key: Tensor) -> Tensor:
     """
     query, key = (_at_least_single(x).flatten(2) for x in (query, key))
     # The query's own length does not change which key is nearest.
-    key_length = torch.linalg.vector_norm(key, dim=1, keepdim=True).clamp_min(1e-12)
+    key = F.normalize(key, dim=1)
     (batch, _, positions), candidates = query.shape, key.shape[2]
     matches = torch.empty(batch, positions, dtype=torch.long, device=query.device)
     rows = min(positions, max(1, _CHUNK_SIMILARITIES // (batch * candidates)))
@@ -209,7 +209,7 @@ def match_positions(query: Tensor, key: Tensor) -> Tensor:
         chunk = slice(start, start + rows)
         similarity = buffer[:, : min(rows, positions - start)]
         torch.bmm(query[..., chunk].transpose(1, 2), key, out=similarity)
-        matches[:, chunk] = similarity.div_(key_length).argmax(dim=2)
+        matches[:, chunk] = similarity.argmax(dim=2)
     return matches
 
 
