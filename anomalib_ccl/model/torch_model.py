@@ -96,6 +96,8 @@ class CCLModel(nn.Module):
         self.network = ReverseDistillation(backbone, pre_trained, backbone_weights)
         self.projections = nn.ModuleList(projection_layer(c, projection) for c in self.network.channels)
         self.calibration = ClassCalibration(false_alarm_rate)
+        # The faster order for convolutions, on processors and GPUs: their maps follow their weights.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, view: Tensor | None = None) -> InferenceBatch | TrainingOutput:
         """Score images in eval mode, or compute what the losses need in training mode.
@@ -115,17 +117,19 @@ class CCLModel(nn.Module):
             calibrated = self.classify(images)
             return InferenceBatch(anomaly_map=calibrated.anomaly_map, pred_score=calibrated.score)
         self._check_size(images)
-        features = self.network.encode(images)
-        projected = self._add_noise(self._project(features))
+        # Both views in one pass: a processor does a larger batch faster.
+        all_features = self.network.encode(images if view is None else torch.cat([images, view]))
+        features, view_features = _views(all_features, len(images))
+        projected, view_projected = _views(self._project(all_features), len(images))
+        projected = self._add_noise(projected)
         embedding_map = self.network.embed(projected)
-        view_features = [] if view is None else self.network.encode(view)
         return TrainingOutput(
             features=features,
             projected=projected,
             reconstructed=self.network.decode(embedding_map),
             embedding=embedding_map.mean(dim=(-2, -1)),
             view_features=view_features,
-            view_projected=self._project(view_features) if view_features else [],
+            view_projected=view_projected,
         )
 
     def classify(self, images: Tensor) -> Calibrated:
@@ -179,3 +183,9 @@ class CCLModel(nn.Module):
         if torch.rand(()) >= self.noise_probability:
             return projected
         return [p + torch.randn_like(p) * torch.bernoulli(torch.full_like(p[:, :1], 0.5)) for p in projected]
+
+
+def _views(maps: list[Tensor], batch: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Separate the maps of the images from those of their second views, if there are any."""
+    parts = [m.split(batch) for m in maps]
+    return [part[0] for part in parts], [part[1] for part in parts if len(part) > 1]
