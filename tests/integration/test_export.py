@@ -48,25 +48,36 @@ def openvino(case: tuple, trained: CCL, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def image(case: tuple, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For a dynamic input size, an image that is larger than the model's, and as rich in detail."""
-    image = sorted(sample_root.glob("*/test/*/*.png"))[0]
+def example(
+    case: tuple, trained: CCL, sample_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Answer]:
+    """The test image whose score is furthest from 0 and 1, because a clamped one would agree with anything.
+
+    For a dynamic input size, the images are larger than the model's, and as rich in detail.
+    """
+    folder = sample_root / "brick" / "test"
     if case[1] is None:
-        pixels = np.tile(np.asarray(Image.open(image).convert("RGB")), (3, 4, 1))[:150, :210]
-        image = tmp_path_factory.mktemp("large") / "image.png"
-        Image.fromarray(pixels).save(image)
-    return image
+        small, folder = sorted(folder.rglob("*.png")), tmp_path_factory.mktemp("large")
+        for number, path in enumerate(small):
+            pixels = np.tile(np.asarray(Image.open(path).convert("RGB")), (3, 4, 1))[:150, :210]
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    dataset = PredictDataset(folder)
+    engine = Engine(default_root_dir=tmp_path_factory.mktemp("predicted"), accelerator="cpu")
+    batches = engine.predict(trained, dataloaders=DataLoader(dataset, collate_fn=dataset.collate_fn))
+    batch = min(batches, key=lambda batch: abs(batch.pred_score.item() - 0.5))
+    score, anomaly_map = batch.pred_score.item(), batch.anomaly_map.squeeze().numpy()
+    assert 0 < score < 1
+    return Path(batch.image_path[0]), (score, anomaly_map)
 
 
 @pytest.fixture(scope="module")
-def expected(trained: CCL, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
-    dataset = PredictDataset(image)
-    engine = Engine(default_root_dir=tmp_path_factory.mktemp("predicted"), accelerator="cpu")
-    loader = DataLoader(dataset, collate_fn=dataset.collate_fn)
-    (batch,) = engine.predict(trained, dataloaders=loader)
-    score, anomaly_map = batch.pred_score.item(), batch.anomaly_map.squeeze().numpy()
-    assert 0 < score < 1, "a clamped score would agree with anything"
-    return score, anomaly_map
+def image(example: tuple[Path, Answer]) -> Path:
+    return example[0]
+
+
+@pytest.fixture(scope="module")
+def expected(example: tuple[Path, Answer]) -> Answer:
+    return example[1]
 
 
 def assert_same(score: np.ndarray | torch.Tensor, anomaly_map: np.ndarray | torch.Tensor, expected: Answer) -> None:
