@@ -139,6 +139,18 @@ def test_training_takes_the_papers_100_epochs_unless_told(
     assert engine.trainer.max_epochs == epochs
 
 
+def test_training_in_mixed_precision_begins_with_the_same_loss_and_lowers_it(sample_root: Path, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        seed_everything(0)
+        history = History()
+        engine = make_engine(tmp_path / precision, history, max_epochs=6, precision=precision)
+        engine.fit(CCL(**SMALL), datamodule=make_data(sample_root))
+        losses[precision] = [step["train_loss"] for step in history.losses]
+    assert losses["bf16-mixed"][0] == pytest.approx(losses["32-true"][0], rel=0.02)
+    assert losses["bf16-mixed"][-1] < 0.8 * losses["bf16-mixed"][0]
+
+
 def test_two_runs_with_one_seed_give_the_same_losses(sample_root: Path, tmp_path: Path) -> None:
     histories = []
     for run in range(2):
