@@ -5,14 +5,11 @@ from typing import NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.models.image.reverse_distillation.anomaly_map import (
-    AnomalyMapGenerationMode,
-    AnomalyMapGenerator,
-)
 from torch import Tensor, nn
 
 from anomalib_ccl.calibration import Calibrated, ClassCalibration
 
+from .anomaly_map import anomaly_map
 from .projection import Projection, projection_layer
 from .reconstruction import ReverseDistillation
 
@@ -162,9 +159,8 @@ class CCLModel(nn.Module):
         self._check_size(images)
         features = self.network.encode(images)
         embedding_map = self.network.embed(self._project(features))
-        generator = AnomalyMapGenerator((images.shape[-2], images.shape[-1]), 4, AnomalyMapGenerationMode.ADD)
-        anomaly_map = generator(features, self.network.decode(embedding_map))
-        return Scored(embedding_map.mean(dim=(-2, -1)), anomaly_map, anomaly_map.amax(dim=(-2, -1)))
+        raw_map = anomaly_map(features, self.network.decode(embedding_map), (images.shape[-2], images.shape[-1]))
+        return Scored(embedding_map.mean(dim=(-2, -1)), raw_map, raw_map.amax(dim=(-2, -1)))
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
