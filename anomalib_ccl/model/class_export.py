@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
 from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
 from anomalib_ccl.deploy import CLASS_INDEX, CLASS_NAMES
 
+from .quantization import quantize
 from .torch_model import CCLModel
 from .training_classes import TrainingClasses
 
@@ -51,6 +54,36 @@ class ClassExport(Base):
         with _class_index_as_output(self):
             path = super().to_onnx(*args, **kwargs)
         _store_class_names(path, self.classes.names)
+        return path
+
+    def to_openvino(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export the model to OpenVINO; see anomalib's ``ExportMixin.to_openvino``.
+
+        ``INT8_PTQ`` quantises the network alone, where anomalib quantises the arithmetic of the scores too.
+
+        Args:
+            export_root: Path to the output folder.
+            model_file_name: Name of the exported model.
+            input_size: Height and width of the images, in pixels, or none for any size.
+            compression_type: Type of compression.
+            datamodule: Its validation images give the ranges of values for ``INT8_PTQ``.
+            **kwargs: Passed to anomalib.
+
+        Returns:
+            Path to the ``.xml`` file.
+        """
+        if compression_type != CompressionType.INT8_PTQ or datamodule is None:
+            return super().to_openvino(export_root, model_file_name, input_size, compression_type, datamodule, **kwargs)
+        path = super().to_openvino(export_root, model_file_name, input_size, **kwargs)
+        quantize(path, datamodule)
         return path
 
 

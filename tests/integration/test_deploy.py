@@ -9,7 +9,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from anomalib.data import PredictDataset
+from anomalib.data import ImageBatch, PredictDataset
 from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
 from lightning import seed_everything
@@ -19,7 +19,7 @@ from anomalib_ccl import CCL, CCLInferencer, MultiCategory
 
 CATEGORIES = ["brick", "retina", 'tissue & "ink", <5 mm']
 OUTPUTS = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
-FORMS = ["onnx", "fp32", CompressionType.FP16, CompressionType.INT8]
+FORMS = ["onnx", "fp32", CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ]
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,15 @@ def images(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told_by_the_engine(trained: CCL, images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def predicted(trained: CCL, images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[ImageBatch]:
+    """What the engine says of each image."""
     engine = Engine(default_root_dir=tmp_path_factory.mktemp("engine"), accelerator="cpu", enable_progress_bar=False)
-    batches = engine.predict(trained, dataset=PredictDataset(images))
-    return [name for batch in batches for name in batch.explanation]
+    return engine.predict(trained, dataset=PredictDataset(images))
+
+
+@pytest.fixture(scope="module")
+def told_by_the_engine(predicted: list[ImageBatch]) -> list[str]:
+    return [name for batch in predicted for name in batch.explanation]
 
 
 # In a process of its own, as at the edge.
@@ -127,6 +132,13 @@ def test_every_exported_form_tells_the_class_that_the_engine_tells(
 ) -> None:
     assert at_the_edge["told"] == [[name] for name in told_by_the_engine]
     assert told_by_the_engine == [*CATEGORIES, "unknown"]
+
+
+def test_every_exported_form_gives_nearly_the_scores_of_the_engine(
+    at_the_edge: dict[str, list], predicted: list[ImageBatch]
+) -> None:
+    scores = [score for batch in predicted for score in batch.pred_score.flatten().tolist()]
+    assert at_the_edge["scores"] == pytest.approx(scores, abs=0.05)
 
 
 def test_a_batch_gets_a_class_for_each_of_its_images(at_the_edge: dict[str, list]) -> None:
