@@ -43,7 +43,8 @@ def _not_quantised(model: "openvino.Model") -> list[str]:
     needed = list(convolutions)
     while needed:
         node = needed.pop()
-        if node.friendly_name not in network:
+        # Products resize the images.
+        if node.friendly_name not in network and node.get_type_name() != "MatMul":
             network.add(node.friendly_name)
             needed.extend(source.get_source_output().get_node() for source in node.inputs())
     network -= {node.friendly_name for node in convolutions[:_KEPT_CONVOLUTIONS]}
