@@ -110,7 +110,7 @@ def make_step(name: str, classes: int, dtype: torch.dtype) -> tuple[nn.Module, C
     return (ours.model if name == "ours" else plain), loss
 
 
-def measure(name: str, classes: int) -> dict[str, float]:
+def measure(name: str, classes: int, mixed: bool) -> dict[str, float]:
     """Some steps in this fresh process: the seconds of one, and the memory that they add at their peak."""
     network, loss = make_step(name, classes, torch.float32)
     loss(2, 64).backward()  # start-up costs of torch
@@ -119,14 +119,16 @@ def measure(name: str, classes: int) -> dict[str, float]:
     for _ in range(STEPS):
         network.zero_grad()
         start = time.perf_counter()
-        loss(BATCH, 256).backward()
+        with torch.autocast("cpu", enabled=mixed):  # as with --trainer.precision bf16-mixed
+            value = loss(BATCH, 256)
+        value.backward()
         seconds.append(time.perf_counter() - start)
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {"seconds": statistics.median(seconds), "mebibytes": peak}
 
 
-def measure_in_subprocess(name: str, classes: int = 5) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", __file__, name, str(classes)]
+def measure_in_subprocess(name: str, classes: int = 5, mixed: bool = False) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", __file__, name, str(classes), *["mixed"] * mixed]
     return json.loads(subprocess.check_output(command, text=True))
 
 
@@ -150,9 +152,10 @@ def test_gradients_are_those_of_the_plain_formulas(benchmark):
 def test_training_step_against_the_plain_one(benchmark, record_ratio):
     pairs = [(measure_in_subprocess("ours"), measure_in_subprocess("straightforward")) for _ in range(3)]
     _, (ours, plain), _ = sorted(pairs, key=lambda pair: pair[0]["seconds"] / pair[1]["seconds"])
-    benchmark.pedantic(measure_in_subprocess, ("ours",), rounds=1)
+    mixed = benchmark.pedantic(measure_in_subprocess, ("ours",), {"mixed": True}, rounds=1)
     for quantity, unit in (("seconds", "s"), ("mebibytes", "MiB")):
         record_ratio("training step, forward and backward", quantity, ours[quantity], plain[quantity], unit)
+        record_ratio("training step, bf16-mixed against single", quantity, mixed[quantity], plain[quantity], unit)
 
 
 @pytest.mark.benchmark(group="training step")
@@ -165,4 +168,4 @@ def test_cost_of_a_step_does_not_depend_on_the_number_of_classes(benchmark, reco
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), mixed="mixed" in sys.argv)))
