@@ -178,7 +178,12 @@ class CCLModel(nn.Module):
         """Now and then disturb half of the positions with unit Gaussian noise, so that the bottleneck denoises."""
         if torch.rand(()) >= self.noise_probability:
             return projected
-        return [p + torch.randn_like(p) * torch.bernoulli(torch.full_like(p[:, :1], 0.5)) for p in projected]
+        # In this order whatever that of the map, so that a seed stands for the same noise.
+        layout = torch.contiguous_format
+        return [
+            p + torch.randn_like(p, memory_format=layout) * torch.bernoulli(torch.full_like(p[:, :1], 0.5))
+            for p in projected
+        ]
 
 
 def _views(maps: list[Tensor], batch: int) -> tuple[list[Tensor], list[Tensor]]:
