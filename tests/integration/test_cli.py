@@ -94,6 +94,14 @@ def test_export_and_predict_with_openvino(sample_root: Path, checkpoint: Path, t
     assert Image.open(tmp_path / "heatmap.png").width > 256
 
 
+def test_comparing_exports_prints_a_row_for_each_form(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
+    script = ROOT / "examples/compare_exports.py"
+    output = run(tmp_path, script, checkpoint, sample_root, program=Path(sys.executable))
+    table = output[output.index("size  latency") :].splitlines()[1:]
+    assert [line.split()[0] for line in table[:4]] == ["PyTorch", "FP32", "FP16", "INT8_PTQ"]
+
+
 def test_training_example_prints_the_table_and_a_prediction(
     sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
