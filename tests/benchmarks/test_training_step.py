@@ -103,7 +103,7 @@ def make_step(name: str, classes: int, dtype: torch.dtype) -> tuple[nn.Module, C
         if name == "straightforward":
             torch.rand(())  # whether there is noise, which ours draws here
             return plain(images, view, drawn[:batch])
-        ours._second_view = lambda _: view
+        ours._second_view, ours._training_pass = lambda _: view, ours.model.forward
         # Not anomalib's batch, which would round the images to single precision.
         return ours.training_step(SimpleNamespace(image=images, image_path=paths[:batch]))["loss"]
 

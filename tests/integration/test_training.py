@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,18 @@ def test_training_in_mixed_precision_begins_with_the_same_loss_and_lowers_it(sam
         losses[precision] = [step["train_loss"] for step in history.losses]
     assert losses["bf16-mixed"][0] == pytest.approx(losses["32-true"][0], rel=0.02)
     assert losses["bf16-mixed"][-1] < 0.8 * losses["bf16-mixed"][0]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_ends_with_a_model_that_can_be_saved(sample_root: Path, tmp_path: Path) -> None:
+    seed_everything(0)
+    model, history = CCL(**SMALL, torch_compile=True, local_weight=0), History()
+    engine = make_engine(tmp_path, history, max_epochs=3)
+    engine.fit(model, datamodule=make_data(sample_root))
+    assert history.losses[-1]["train_loss"] < history.losses[0]["train_loss"]
+    assert not [key for key in model.state_dict() if "_orig_mod" in key]
+    model.to_torch(tmp_path)
+    assert CCL.load_from_checkpoint(engine.best_model_path).model.calibration.is_calibrated
 
 
 def test_two_runs_with_one_seed_give_the_same_losses(sample_root: Path, tmp_path: Path) -> None:
