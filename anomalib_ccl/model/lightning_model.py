@@ -24,6 +24,7 @@ from .averaging import NetworkAveraging, check_decay, refuse_other_averaging
 from .calibrator import Calibrator
 from .class_export import ClassExport
 from .epoch_seed import EpochSeed
+from .feature_cache import FeatureCache
 from .gather import gathered
 from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
 from .post_processor import LimitPostProcessor
@@ -83,6 +84,11 @@ class CCL(ClassExport, AnomalibModule):
         false_alarm_rate: Share of normal images of each class that may be called anomalous, in (0, 0.5]; sets the
             threshold from the normal training images alone. Without it, anomalib's adaptive threshold is used, or the
             rate that a checkpoint was trained with; another one needs no new training.
+        feature_cache: Folder in which a training keeps the teacher's features of the training images, so that from the
+            second epoch on the teacher runs on the second views only; see
+            :class:`~anomalib_ccl.model.feature_cache.FeatureCache`. On one processor core, forward and backward passes
+            of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for each
+            image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) only 4 % less, at 7 MiB.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate
@@ -123,6 +129,7 @@ class CCL(ClassExport, AnomalibModule):
         n_pseudo_classes: ClassCount = "auto",
         calibrate: bool = True,
         false_alarm_rate: float | None = None,
+        feature_cache: str | Path | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -155,6 +162,7 @@ class CCL(ClassExport, AnomalibModule):
         self.torch_compile = torch_compile
         self.classes = classes
         self.calibrate = calibrate
+        self.feature_cache = None if feature_cache is None else FeatureCache(feature_cache)
         rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
         self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability, **rate)
         _check_image_size(self.input_size, self.model.network.stride)
@@ -265,7 +273,10 @@ class CCL(ClassExport, AnomalibModule):
         del args, kwargs
         labels = self.classes.labels(batch).to(self.device)
         view = self._second_view(batch.image) if self.local_weight else None
-        output = self._training_pass(batch.image, view)
+        features = None
+        if self.feature_cache is not None:
+            features = self.feature_cache.features(batch.image, batch.image_path, self.model.network.encode)  # type: ignore[arg-type]
+        output = self._training_pass(batch.image, view, features)
 
         loss = reconstruction = self.reconstruction_loss(output.features, output.reconstructed)
         losses = {"train_loss_reconstruction": reconstruction}
@@ -312,6 +323,8 @@ class CCL(ClassExport, AnomalibModule):
         callbacks = [*anomalibs, EpochSeed()]
         if self.ema_decay is not None and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(NetworkAveraging(self.ema_decay))
+        if self.feature_cache is not None:
+            callbacks.append(self.feature_cache)
         return [*callbacks, Calibrator()] if self.calibrate else callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -96,12 +96,15 @@ class CCLModel(nn.Module):
         # The faster order for convolutions, on processors and GPUs: their maps follow their weights.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, view: Tensor | None = None) -> InferenceBatch | TrainingOutput:
+    def forward(
+        self, images: Tensor, view: Tensor | None = None, features: list[Tensor] | None = None
+    ) -> InferenceBatch | TrainingOutput:
         """Score images in eval mode, or compute what the losses need in training mode.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of 32.
             view: Their second view, in the same shape, in training mode; without it there is no local loss.
+            features: What the teacher gave for the images, in training mode; without it, it is run on them.
 
         Returns:
             In eval mode the calibrated anomaly map, of shape ``(B, 1, H, W)``, and score, of shape ``(B, 1)``. In
@@ -114,8 +117,7 @@ class CCLModel(nn.Module):
             calibrated = self.classify(images)
             return InferenceBatch(anomaly_map=calibrated.anomaly_map, pred_score=calibrated.score)
         self._check_size(images)
-        # Both views in one pass: a processor does a larger batch faster.
-        all_features = self.network.encode(images if view is None else torch.cat([images, view]))
+        all_features = self._encode(images, view, features)
         features, view_features = _views(all_features, len(images))
         projected, view_projected = _views(self._project(all_features), len(images))
         projected = self._add_noise(projected)
@@ -170,6 +172,14 @@ class CCLModel(nn.Module):
                 f"{self.network.stride}. Let the pre-processor resize them."
             )
             raise ValueError(msg)
+
+    def _encode(self, images: Tensor, view: Tensor | None, features: list[Tensor] | None) -> list[Tensor]:
+        if features is None:
+            # Both views in one pass: a processor does a larger batch faster.
+            return self.network.encode(images if view is None else torch.cat([images, view]))
+        if view is None:
+            return features
+        return [torch.cat(maps) for maps in zip(features, self.network.encode(view), strict=True)]
 
     def _project(self, features: list[Tensor]) -> list[Tensor]:
         return [projection(f) for projection, f in zip(self.projections, features, strict=True)]

@@ -10,7 +10,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 from tqdm.auto import tqdm
@@ -29,10 +29,21 @@ def training_images(model: AnomalibModule, description: str) -> Iterator[ImageBa
     batches = plain_loader(model.trainer.train_dataloader, model.pre_processor)  # type: ignore[arg-type]
     with isolate_rng():  # a resumed training, which skips a pass, draws the same numbers
         for batch in _with_progress(batches, model.trainer.progress_bar_callback, description):
-            batch.image = batch.image.to(model.device)
-            if isinstance(model.pre_processor, PreProcessor):
-                model.pre_processor.on_train_batch_start(model.trainer, model, batch, 0)
-            yield batch
+            yield _pre_processed(batch, model)
+
+
+def first_training_image(model: AnomalibModule) -> Tensor:
+    """Give one training image as the model sees it in training.
+
+    Args:
+        model: Model whose Trainer has its training data.
+
+    Returns:
+        The pre-processed image, of shape ``(1, 3, H, W)``, on the model's device.
+    """
+    loader: Any = model.trainer.train_dataloader
+    batch = _pre_processed(loader.collate_fn([loader.dataset[0]]), model)
+    return batch.image  # type: ignore[return-value]
 
 
 def plain_loader(loader: DataLoader, pre_processor: nn.Module | None) -> DataLoader:
@@ -52,6 +63,13 @@ def plain_loader(loader: DataLoader, pre_processor: nn.Module | None) -> DataLoa
     if resizes := extract_transforms_by_type(transform, Resize):
         dataset.augmentations = resizes[0]
     return DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=dataset.collate_fn)
+
+
+def _pre_processed(batch: ImageBatch, model: AnomalibModule) -> ImageBatch:
+    batch.image = batch.image.to(model.device)  # type: ignore[union-attr]
+    if isinstance(model.pre_processor, PreProcessor):
+        model.pre_processor.on_train_batch_start(model.trainer, model, batch, 0)
+    return batch
 
 
 def _with_progress(batches: DataLoader, bar: ProgressBar | None, description: str) -> Iterator[Any]:
