@@ -4,7 +4,6 @@
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peak_memory import peak_mebibytes
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,12 +42,12 @@ def measure(name: str) -> dict[str, float]:
     labels = torch.arange(BATCH) % 5
     loss = globals()[name]
     loss(*(x[:2, :, :4, :4] for x in (f, g, p, k)), labels[:2]).backward()  # start-up costs of torch
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     start = time.perf_counter()
     value = loss(f, g, p, k, labels)
     value.backward()
     seconds = time.perf_counter() - start
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = peak_mebibytes() - before
     return {"seconds": seconds, "mebibytes": peak, "loss": value.item(), "gradient": p.grad.norm().item()}
 
 

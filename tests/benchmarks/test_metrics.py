@@ -1,7 +1,6 @@
 """Time and memory of the report against anomalib's AUROC, AUPR and AUPRO on the same maps of 256 x 256."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import pytest
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC
+from peak_memory import peak_mebibytes
 from torch.nn import functional as F
 
 from anomalib_ccl.metrics.category import CategoryMetrics, with_mean
@@ -78,7 +78,7 @@ def measure(name: str, images: int) -> dict[str, float | list[float]]:
         (images, 256),
     ):  # the first time for the start-up costs of the libraries
         metrics = makers[name](count)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_mebibytes()
         seconds = 0.0
         for batch in batches(count, side):
             start = time.perf_counter()
@@ -87,7 +87,7 @@ def measure(name: str, images: int) -> dict[str, float | list[float]]:
         start = time.perf_counter()
         figures = metrics.compute()
         seconds += time.perf_counter() - start
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        peak = peak_mebibytes() - before
     return {"seconds": seconds, "mebibytes": peak, "figures": figures}
 
 

@@ -4,7 +4,6 @@ Reading images, making their second views and the optimizer's step are left out:
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from anomalib.models.components import TimmFeatureExtractor
 from anomalib.models.components.backbone import get_decoder
 from anomalib.models.image.reverse_distillation.components import get_bottleneck_layer
+from peak_memory import peak_mebibytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -121,7 +121,7 @@ def measure(name: str, classes: int, mixed: bool) -> dict[str, float]:
     """Some steps in this fresh process: the seconds of one, and the memory that they add at their peak."""
     network, loss = make_step(name, classes, torch.float32)
     loss(2, 64).backward()  # start-up costs of torch
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     seconds = []
     for _ in range(STEPS):
         network.zero_grad()
@@ -130,7 +130,7 @@ def measure(name: str, classes: int, mixed: bool) -> dict[str, float]:
             value = loss(BATCH, 256)
         value.backward()
         seconds.append(time.perf_counter() - start)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = peak_mebibytes() - before
     return {"seconds": statistics.median(seconds), "mebibytes": peak}
 
 
