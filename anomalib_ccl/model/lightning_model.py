@@ -160,6 +160,7 @@ class CCL(ClassExport, AnomalibModule):
         self.schedule = schedule
         self.ema_decay = ema_decay
         self.torch_compile = torch_compile
+        self._compiled: Any = None
         self.classes = classes
         self.calibrate = calibrate
         self.feature_cache = None if feature_cache is None else FeatureCache(feature_cache)
@@ -226,13 +227,13 @@ class CCL(ClassExport, AnomalibModule):
                 "their number as n_pseudo_classes.",
             )
         self._second_view = second_view_for(self.pre_processor).to(self.device)
-        # The method, because a compiled module's weights would have other names in checkpoints.
-        forward = self.model.forward
-        self._training_pass: Any = torch.compile(forward) if self.torch_compile else forward
+        if self.torch_compile:
+            # The method, because a compiled module's weights would have other names in checkpoints.
+            self._compiled = torch.compile(self.model.forward)
 
     def on_train_end(self) -> None:
-        """Drop the training pass: where it was compiled, the model could not be saved with it."""
-        del self._training_pass
+        """Drop the compiled training pass, with which the model could not be saved."""
+        self._compiled = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the classes too.
@@ -276,7 +277,7 @@ class CCL(ClassExport, AnomalibModule):
         features = None
         if self.feature_cache is not None:
             features = self.feature_cache.features(batch.image, batch.image_path, self.model.network.encode)  # type: ignore[arg-type]
-        output = self._training_pass(batch.image, view, features)
+        output = (self._compiled or self.model)(batch.image, view, features)
 
         loss = reconstruction = self.reconstruction_loss(output.features, output.reconstructed)
         losses = {"train_loss_reconstruction": reconstruction}
