@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .precision import at_least_single
+
 GlobalForm = Literal["supcon", "released"]
 
 # How many similarities, and how many feature values, exist at one time: small enough for the memory that they save
@@ -70,7 +72,7 @@ class GlobalContrastiveLoss(nn.Module):
             The loss, a scalar of at least single precision.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            z = F.normalize(_at_least_single(embeddings), dim=1)
+            z = F.normalize(at_least_single(embeddings), dim=1)
             logits = z @ z.T / self.temperature
         same = labels[:, None] == labels
         itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -152,7 +154,7 @@ class LocalContrastiveLoss(nn.Module):
         scales = []
         with torch.autocast(labels.device.type, enabled=False):
             for f, g, p, k in zip(teacher_query, teacher_key, projected_query, projected_key, strict=True):
-                query, key = (_at_least_single(x).flatten(2) for x in (p, k))
+                query, key = (at_least_single(x).flatten(2) for x in (p, k))
                 weights = has_negative.to(query.dtype) / has_negative.sum().clamp_min(1)
                 match = match_positions(f, g)
                 scales.append(_WeightedPositionLoss.apply(query, key, match, negatives, weights, self.temperature))
@@ -197,7 +199,7 @@ def match_positions(query: Tensor, key: Tensor) -> Tensor:
         >>> match_positions(maps, maps.flip(-1))
         tensor([[1, 0, 3, 2]])
     """
-    query, key = (_at_least_single(x).flatten(2) for x in (query, key))
+    query, key = (at_least_single(x).flatten(2) for x in (query, key))
     # The query's own length does not change which key is nearest.
     key = F.normalize(key, dim=1)
     (batch, _, positions), candidates = query.shape, key.shape[2]
@@ -279,10 +281,6 @@ class _WeightedPositionLoss(torch.autograd.Function):
         query_gradient, key_gradient = ctx.saved_tensors
         # In place, for two maps less at the peak; walking the graph a second time makes autograd raise an error.
         return query_gradient.mul_(gradient), key_gradient.mul_(gradient), None, None, None, None
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .precision import at_least_single
+
 _EPS, _SLOPE = 1e-5, 0.01
 
 
@@ -42,7 +44,7 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401  # torch documents no type for it
         scales = []
         for part in _parts(x):
-            values = _at_least_single(part)
+            values = at_least_single(part)
             values.sub_(_mean(values))
             scales.append((_mean(values.square()) + _EPS).rsqrt_())
             part.copy_(F.leaky_relu_(values.mul_(scales[-1]), _SLOPE))
@@ -56,7 +58,7 @@ class _InPlace(torch.autograd.Function):
         output, scales = ctx.saved_tensors
         result = torch.empty_like(output)
         for y, g, scale, to_input in zip(*(_parts(t) for t in (output, gradient, scales, result)), strict=True):
-            y, g = _at_least_single(y), _at_least_single(g)  # noqa: PLW2901
+            y, g = at_least_single(y), at_least_single(g)  # noqa: PLW2901
             # The normalised input is y, or y / slope, and its gradient g, or g · slope: their product is y · g.
             along = _mean(y * g)
             normalized = F.leaky_relu(y, 1 / _SLOPE)
@@ -72,7 +74,3 @@ def _parts(x: Tensor) -> tuple[Tensor, ...]:
 
 def _mean(x: Tensor) -> Tensor:
     return x.mean(dim=(2, 3), keepdim=True)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .precision import at_least_single
+
 
 class ReconstructionLoss(nn.Module):
     r"""Reverse distillation's loss: cosine distance of the whole maps, summed over the scales.
@@ -39,4 +41,4 @@ class ReconstructionLoss(nn.Module):
 
 def _flat(x: Tensor) -> Tensor:
     # In this order the maps of the network need no copy; the cosine is the same in any.
-    return x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1).flatten(1)
+    return at_least_single(x).movedim(1, -1).flatten(1)
