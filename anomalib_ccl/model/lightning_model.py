@@ -88,7 +88,7 @@ class CCL(ClassExport, AnomalibModule):
             second epoch on the teacher runs on the second views only; see
             :class:`~anomalib_ccl.model.feature_cache.FeatureCache`. On one processor core, forward and backward passes
             of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for each
-            image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) only 4 % less, at 7 MiB.
+            image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) 2 to 4 % less, at 7 MiB.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate

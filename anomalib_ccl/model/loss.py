@@ -104,8 +104,9 @@ class LocalContrastiveLoss(nn.Module):
     Each scale has the same weight. Images whose batch holds no other class are left out; if all are, the loss is
     zero. Gradients flow through both projections, not through the match.
 
-    Memory: neither the position × position similarities of a batch nor normalised copies of the maps ever exist;
-    positions are worked through in chunks, and the gradient is made along with the value.
+    Memory: neither the position × position similarities of a batch nor normalised copies of the maps ever exist, but
+    for a teacher's map of one scale while it is matched; positions are worked through in chunks, and the gradient is
+    made along with the value.
 
     Args:
         temperature: The temperature :math:`\tau`, greater than 0.

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode, AnomalyMapGenerator
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from anomalib_ccl.model.anomaly_map import anomaly_map
 from anomalib_ccl.model.projection import projection_layer
 from anomalib_ccl.model.torch_model import CCLModel
 from anomalib_ccl.model.views import SecondView
@@ -138,3 +140,9 @@ def test_second_view_has_the_shape_and_type_of_the_images(size: tuple[int, int])
     views = SecondView(mean=(0.5,) * 3, std=(0.5,) * 3)(images)
     assert views.shape == images.shape
     assert views.dtype == images.dtype
+
+
+def test_anomaly_map_is_that_of_anomalib() -> None:
+    features, reconstructed = ([torch.randn(2, 8 << i, 32 >> i, 24 >> i) for i in range(3)] for _ in range(2))
+    expected = AnomalyMapGenerator((128, 96), 4, AnomalyMapGenerationMode.ADD)(features, reconstructed)
+    torch.testing.assert_close(anomaly_map(features, reconstructed, (128, 96)), expected, rtol=1e-5, atol=1e-5)
