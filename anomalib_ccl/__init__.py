@@ -1,7 +1,7 @@
 """Class-aware contrastive learning: one anomaly detection model for many products, as an anomalib plugin.
 
 Installing the package is enough for ``anomalib train --model CCL --data MultiCategory``; see
-:mod:`anomalib_ccl.plugin`. Importing it imports neither torch nor anomalib: its public names are loaded when
+:mod:`anomalib_ccl.plugin.registry`. Importing it imports neither torch nor anomalib: its public names are loaded when
 they are first used.
 
 Example:
@@ -10,13 +10,13 @@ Example:
     ('CCL', 'MultiCategory')
 """
 
-from anomalib_ccl import _hook
+from anomalib_ccl.plugin import import_hook
 
 # Type checkers take this name as true; `typing` is too dear for the start of an interpreter.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anomalib_ccl.data import MultiCategory, make_sample_dataset
-    from anomalib_ccl.deploy import CCLInferencer
+    from anomalib_ccl.export.inferencer import CCLInferencer
     from anomalib_ccl.model import CCL, CCLModel, GlobalContrastiveLoss, LocalContrastiveLoss
 
     __version__: str
@@ -34,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "CCL": "anomalib_ccl.model",
-    "CCLInferencer": "anomalib_ccl.deploy",
+    "CCLInferencer": "anomalib_ccl.export.inferencer",
     "CCLModel": "anomalib_ccl.model",
     "GlobalContrastiveLoss": "anomalib_ccl.model",
     "LocalContrastiveLoss": "anomalib_ccl.model",
@@ -57,4 +57,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_hook.install()
+import_hook.install()

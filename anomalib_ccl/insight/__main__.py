@@ -6,7 +6,6 @@ from anomalib.data import AnomalibDataModule
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from anomalib_ccl.excepthook import explain_bad_input
 from anomalib_ccl.insight import (
     calibration_figures,
     calibration_tables,
@@ -16,6 +15,7 @@ from anomalib_ccl.insight import (
     score_picture,
 )
 from anomalib_ccl.model import CCL
+from anomalib_ccl.plugin.excepthook import explain_bad_input
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from anomalib_ccl.calibration import ClassCalibration
 from anomalib_ccl.insight.figures import LIMIT_RATES, UNKNOWN, at_rate
 from anomalib_ccl.metrics.pixel import refuse_nan
 from anomalib_ccl.model import CCL
-from anomalib_ccl.model.training_pass import plain_loader
-from anomalib_ccl.model.views import calibration_view
+from anomalib_ccl.model.calibration import ClassCalibration
+from anomalib_ccl.training.training_pass import plain_loader
+from anomalib_ccl.training.views import calibration_view
 
 
 class Scores(NamedTuple):

@@ -8,11 +8,11 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from anomalib_ccl.calibration import ClassCalibration
 from anomalib_ccl.data.dataset import MultiCategoryDataset
 from anomalib_ccl.data.multi_category import MultiCategory
 from anomalib_ccl.metrics.category import CategoryMetrics, with_mean
 from anomalib_ccl.metrics.embedding import EmbeddingVMeasure
+from anomalib_ccl.model.calibration import ClassCalibration
 
 
 class Collector:

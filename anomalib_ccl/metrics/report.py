@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pandas as pd
 from anomalib.data import ImageBatch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 from rich.console import Console
 
 from anomalib_ccl.metrics.benchmark import keep_benchmark_rows
 from anomalib_ccl.metrics.category import FIGURES
 from anomalib_ccl.metrics.collector import Collector, images_of
+from anomalib_ccl.metrics.observer import PredictionObserver
 from anomalib_ccl.metrics.table import report_table
 
 logger = logging.getLogger(__name__)
 
 
-class CategoryReport(Callback):
+class CategoryReport(PredictionObserver):
     """Reports each category's figures after a test on :class:`~anomalib_ccl.data.MultiCategory`.
 
     Prints a table, writes it to ``categories.csv`` in the Trainer's ``default_root_dir`` (and, within
@@ -36,6 +37,8 @@ class CategoryReport(Callback):
         >>> engine = Engine(callbacks=[CategoryReport()])  # needless where the plugin is installed
     """
 
+    stages = frozenset({RunningStage.TESTING})
+
     def __init__(self) -> None:
         self._collector: Collector | None = None
         self._report = pd.DataFrame()
@@ -45,17 +48,9 @@ class CategoryReport(Callback):
         data = images_of(trainer, trainer.test_dataloaders, "test_data")
         self._collector = None if data is None else Collector(data, pl_module)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int) -> None:
         """Add a batch of predictions."""
-        del pl_module, outputs, batch_idx, dataloader_idx
+        del pl_module, batch_idx
         if self._collector is not None:
             self._collector.add(trainer, batch)
 

@@ -3,17 +3,17 @@
 from collections import deque
 
 from anomalib.data import ImageBatch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
 from anomalib_ccl.metrics.collector import Collector, images_of
+from anomalib_ccl.metrics.observer import PredictionObserver
 
 _FIGURES = ("image_AUROC", "pixel_AUROC")
 _LAST = 5
 
 
-class Steadiness(Callback):
+class Steadiness(PredictionObserver):
     """Follows the means over the categories from validation to validation.
 
     In a training on :class:`~anomalib_ccl.data.MultiCategory`, each validation logs ``val_mean_image_AUROC`` and
@@ -25,6 +25,8 @@ class Steadiness(Callback):
         >>> from anomalib.engine import Engine
         >>> engine = Engine(callbacks=[Steadiness()])  # needless where the plugin is installed
     """
+
+    stages = frozenset({RunningStage.VALIDATING})
 
     def __init__(self) -> None:
         self._collector: Collector | None = None
@@ -41,17 +43,9 @@ class Steadiness(Callback):
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         self._collector = Collector(data, pl_module) if data is not None and in_training else None
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int) -> None:
         """Add a batch of predictions."""
-        del pl_module, outputs, batch_idx, dataloader_idx
+        del pl_module, batch_idx
         if self._collector is not None:
             self._collector.add(trainer, batch)
 

@@ -8,12 +8,13 @@ from typing import Any
 from anomalib.data import ImageBatch, ImageItem
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch.trainer.states import RunningStage
 
 from anomalib_ccl.data.multi_category import MultiCategory
+from anomalib_ccl.metrics.observer import PredictionObserver
 
 
-class CategoryVisualizer(Callback):
+class CategoryVisualizer(PredictionObserver):
     """Has anomalib's image visualizer write to a folder for each category.
 
     Of a path, :class:`~anomalib.visualization.ImageVisualizer` keeps the file name and the folder before it,
@@ -27,6 +28,8 @@ class CategoryVisualizer(Callback):
         >>> from anomalib.engine import Engine
         >>> engine = Engine(callbacks=[CategoryVisualizer()])  # needless where the plugin is installed
     """
+
+    stages = frozenset({RunningStage.TESTING, RunningStage.PREDICTING})
 
     def __init__(self) -> None:
         self._replaced: list[Callback] | None = None
@@ -62,33 +65,10 @@ class CategoryVisualizer(Callback):
             trainer.callbacks = self._replaced  # type: ignore[attr-defined]
         self._replaced, self._visualizers = None, []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the images of a test batch."""
-        del outputs
+    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int) -> None:
+        """Draw the images of a batch."""
         for visualizer, part in self._parts(trainer, batch):
-            visualizer.on_test_batch_end(trainer, pl_module, part, part, batch_idx, dataloader_idx)  # type: ignore[arg-type]
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the images of a predicted batch."""
-        del outputs
-        for visualizer, part in self._parts(trainer, batch):
-            visualizer.on_predict_batch_end(trainer, pl_module, part, part, batch_idx, dataloader_idx)  # type: ignore[arg-type]
+            visualizer.on_test_batch_end(trainer, pl_module, part, part, batch_idx)  # type: ignore[arg-type]
 
     def _parts(self, trainer: Trainer, batch: ImageBatch) -> Iterator[tuple[ImageVisualizer, Any]]:
         """Split a batch by category, for each visualizer, whose folder is the category's meanwhile."""

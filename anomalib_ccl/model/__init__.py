@@ -4,11 +4,12 @@ Class-aware contrastive learning is described in Fan et al., "Salvaging the Over
 Contrastive Learning for Multi-Class Anomaly Detection", ICCV 2025, https://arxiv.org/abs/2412.04769.
 """
 
-# anomalib's own models come first: importing them runs the plug-in's import hook, which needs the modules below.
+# anomalib's own models come first: importing them runs the plug-in's import hook, which needs the modules here.
 import anomalib.models  # noqa: F401
 
-from .lightning_model import CCL
-from .loss import GlobalContrastiveLoss, LocalContrastiveLoss
-from .torch_model import CCLModel
+from anomalib_ccl.model.global_loss import GlobalContrastiveLoss
+from anomalib_ccl.model.lightning_model import CCL
+from anomalib_ccl.model.local_loss import LocalContrastiveLoss
+from anomalib_ccl.model.torch_model import CCLModel
 
 __all__ = ["CCL", "CCLModel", "GlobalContrastiveLoss", "LocalContrastiveLoss"]

@@ -17,33 +17,32 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_ccl.labels import ClassLabels
-from anomalib_ccl.pseudo_classes import ClassCount
-
-from .averaging import NetworkAveraging, check_decay, refuse_other_averaging
-from .calibrator import Calibrator
-from .class_export import ClassExport
-from .epoch_seed import EpochSeed
-from .feature_cache import FeatureCache
-from .gather import gathered
-from .loss import GlobalContrastiveLoss, GlobalForm, LocalContrastiveLoss
-from .post_processor import LimitPostProcessor
-from .pre_processor import ExactPreProcessor
-from .projection import Projection
-from .recipe import EPOCHS, Schedule, adam, check_schedule
-from .reconstruction_loss import ReconstructionLoss
-from .teacher import normalization
-from .torch_model import CCLModel
-from .training_classes import TrainingClasses
-from .views import second_view_for
+from anomalib_ccl.classes.clustering import ClassCount
+from anomalib_ccl.classes.labels import ClassLabels
+from anomalib_ccl.classes.training_classes import TrainingClasses
+from anomalib_ccl.export.checkpoints import Checkpoints
+from anomalib_ccl.export.class_export import ClassExport
+from anomalib_ccl.export.post_processor import LimitPostProcessor
+from anomalib_ccl.export.pre_processor import ExactPreProcessor
+from anomalib_ccl.model.global_loss import GlobalForm
+from anomalib_ccl.model.projection import Projection
+from anomalib_ccl.model.reconstruction.teacher import normalization
+from anomalib_ccl.model.torch_model import CCLModel
+from anomalib_ccl.model.total_loss import TotalLoss
+from anomalib_ccl.training.averaging import NetworkAveraging, check_decay, refuse_other_averaging
+from anomalib_ccl.training.calibrator import Calibrator
+from anomalib_ccl.training.epoch_seed import EpochSeed
+from anomalib_ccl.training.feature_cache import FeatureCache
+from anomalib_ccl.training.gather import gathered
+from anomalib_ccl.training.recipe import Schedule, adam, check_schedule, limit_epochs
+from anomalib_ccl.training.views import second_view_for
 
 logger = logging.getLogger(__name__)
 
-# What Lightning trains for where a trainer is not told.
-_LIGHTNING_EPOCHS = 1000
+_NOT_AVERAGED = ("post_processor", "model.calibration", "model.network.teacher")
 
 
-class CCL(ClassExport, AnomalibModule):
+class CCL(Checkpoints, ClassExport, AnomalibModule):
     """One anomaly detection model for many product categories: class-aware contrastive learning.
 
     Reverse distillation whose projected features are shaped by two contrastive losses. They use the category of
@@ -85,10 +84,9 @@ class CCL(ClassExport, AnomalibModule):
             threshold from the normal training images alone. Without it, anomalib's adaptive threshold is used, or the
             rate that a checkpoint was trained with; another one needs no new training.
         feature_cache: Folder in which a training keeps the teacher's features of the training images, so that from the
-            second epoch on the teacher runs on the second views only; see
-            :class:`~anomalib_ccl.model.feature_cache.FeatureCache`. On one processor core, forward and backward passes
-            of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for each
-            image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) 2 to 4 % less, at 7 MiB.
+            second epoch on the teacher runs on the second views only. On one processor core, forward and backward
+            passes of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for
+            each image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) 2 to 4 % less, at 7 MiB.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate
@@ -137,7 +135,7 @@ class CCL(ClassExport, AnomalibModule):
     ) -> None:
         # As a plain tuple, whatever sequence a config gave: hyper-parameters are saved in the checkpoint.
         image_size = (int(image_size[0]), int(image_size[1]))
-        _check_not_negative(local_weight=local_weight, global_weight=global_weight)
+        loss = TotalLoss(local_weight, global_weight, temperature, num_negatives, global_loss)
         check_schedule(schedule)
         if ema_decay is not None:
             check_decay(ema_decay)
@@ -155,8 +153,7 @@ class CCL(ClassExport, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.local_weight = local_weight
-        self.global_weight = global_weight
+        self.loss = loss
         self.schedule = schedule
         self.ema_decay = ema_decay
         self.torch_compile = torch_compile
@@ -167,25 +164,6 @@ class CCL(ClassExport, AnomalibModule):
         rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
         self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability, **rate)
         _check_image_size(self.input_size, self.model.network.stride)
-        self.reconstruction_loss = ReconstructionLoss()
-        self.local_loss = LocalContrastiveLoss(temperature, num_negatives)
-        self.global_loss = GlobalContrastiveLoss(temperature, global_loss)
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> "CCL":  # type: ignore[override]  # noqa: ANN401
-        """Load a trained model; see anomalib's ``AnomalibModule.load_from_checkpoint``.
-
-        The checkpoint holds the teacher's weights, so neither a hub nor the file they once came from is needed.
-
-        Args:
-            checkpoint_path: Path to the checkpoint.
-            **kwargs: Passed to anomalib.
-
-        Returns:
-            The model.
-        """
-        kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
-        return super().load_from_checkpoint(checkpoint_path, **kwargs)  # type: ignore[return-value]
 
     @staticmethod
     def configure_pre_processor(
@@ -206,21 +184,19 @@ class CCL(ClassExport, AnomalibModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Train for the paper's 100 epochs where the trainer was not told how long.
+        """Set the number of epochs where the trainer was not told how long to train, and refuse what would spoil it.
 
         Args:
             stage: What the trainer is about to do.
         """
-        if stage == "fit" and self.trainer.max_epochs == _LIGHTNING_EPOCHS:
-            logger.info("Training for %d epochs, as in the paper; max_epochs sets another number.", EPOCHS)
-            self.trainer.fit_loop.max_epochs = EPOCHS
         if stage == "fit":
+            limit_epochs(self.trainer)
             refuse_other_averaging(self.trainer)
 
     def on_train_start(self) -> None:
         """Find the class of each training image, say so where there is only one, and prepare the second view."""
         self.classes.find(self)
-        if len(self.classes.names) == 1 and (self.local_weight or self.global_weight):
+        if len(self.classes.names) == 1 and self.loss.contrastive:
             logger.warning(
                 "All training images are of one class, so the contrastive losses are zero and CCL trains as plain "
                 "reverse distillation. For several products use MultiCategory, class_labels='folder', or 'pseudo' with "
@@ -234,28 +210,6 @@ class CCL(ClassExport, AnomalibModule):
     def on_train_end(self) -> None:
         """Drop the compiled training pass, with which the model could not be saved."""
         self._compiled = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the classes too.
-
-        Args:
-            checkpoint: What will be saved.
-        """
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["training_classes"] = self.classes.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the classes from a checkpoint, where it has them, and the false-alarm rate, where none was given.
-
-        Args:
-            checkpoint: What was saved.
-        """
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint["hyper_parameters"].get("false_alarm_rate")
-        if saved is not None and self.hparams["false_alarm_rate"] is None:
-            self.model.calibration.false_alarm_rate = saved
-        if "training_classes" in checkpoint:
-            self.classes.load_state_dict(checkpoint["training_classes"])
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Compute the total loss of a batch of normal images, and log it and each of its terms, not yet weighted.
@@ -273,25 +227,15 @@ class CCL(ClassExport, AnomalibModule):
         """
         del args, kwargs
         labels = self.classes.labels(batch).to(self.device)
-        view = self._second_view(batch.image) if self.local_weight else None
+        view = self._second_view(batch.image) if self.loss.local_weight else None
         features = None
         if self.feature_cache is not None:
             features = self.feature_cache.features(batch.image, batch.image_path, self.model.network.encode)  # type: ignore[arg-type]
         output = (self._compiled or self.model)(batch.image, view, features)
 
-        loss = reconstruction = self.reconstruction_loss(output.features, output.reconstructed)
-        losses = {"train_loss_reconstruction": reconstruction}
-        if self.local_weight:
-            local = self.local_loss(
-                output.features, output.view_features, output.projected, output.view_projected, labels
-            )
-            loss = loss + self.local_weight * local
-            losses["train_loss_local"] = local
-        if self.global_weight:
-            global_ = self.global_loss(*gathered(output.embedding, labels))
-            loss = loss + self.global_weight * global_
-            losses["train_loss_global"] = global_
+        loss, terms = self.loss(output, labels, gathered)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        losses = {f"train_loss_{name}": term for name, term in terms.items()}
         self.log_dict(losses, on_step=True, on_epoch=True, batch_size=len(labels))
         return {"loss": loss}
 
@@ -323,10 +267,10 @@ class CCL(ClassExport, AnomalibModule):
         anomalibs: Any = super().configure_callbacks()
         callbacks = [*anomalibs, EpochSeed()]
         if self.ema_decay is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            callbacks.append(NetworkAveraging(self.ema_decay))
+            callbacks.append(NetworkAveraging(self.ema_decay, _NOT_AVERAGED))
         if self.feature_cache is not None:
             callbacks.append(self.feature_cache)
-        return [*callbacks, Calibrator()] if self.calibrate else callbacks
+        return [*callbacks, Calibrator(self.model, self.classes.labels)] if self.calibrate else callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure Adam with the paper's two learning rates.
@@ -334,7 +278,7 @@ class CCL(ClassExport, AnomalibModule):
         Returns:
             The optimizer and its schedule.
         """
-        return adam(self.model, self.trainer.estimated_stepping_batches, self.schedule)
+        return adam(self.model.network, self.model.projections, self.trainer.estimated_stepping_batches, self.schedule)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -345,13 +289,6 @@ class CCL(ClassExport, AnomalibModule):
     def learning_type(self) -> LearningType:
         """One-class learning: only normal images are trained on."""
         return LearningType.ONE_CLASS
-
-
-def _check_not_negative(**weights: float) -> None:
-    for name, weight in weights.items():
-        if weight < 0:
-            msg = f"{name} must not be negative, got {weight}; 0 switches the loss off"
-            raise ValueError(msg)
 
 
 def _check_image_size(size: tuple[int, int] | None, stride: int) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .precision import at_least_single
+from anomalib_ccl.model.precision import at_least_single
 
 _EPS, _SLOPE = 1e-5, 0.01
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from .normalized_activation import NormalizedActivation
+from anomalib_ccl.model.normalized_activation import NormalizedActivation
 
 Projection = Literal["standard", "residual", "light", "none"]
 

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from anomalib.data import InferenceBatch
+from anomalib.data.dataclasses import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_ccl.calibration import Calibrated, ClassCalibration
-
-from .anomaly_map import anomaly_map
-from .projection import Projection, projection_layer
-from .reconstruction import ReverseDistillation
+from anomalib_ccl.model.anomaly_map import anomaly_map
+from anomalib_ccl.model.calibration import Calibrated, ClassCalibration
+from anomalib_ccl.model.projection import Projection, projection_layer
+from anomalib_ccl.model.reconstruction import ReverseDistillation
 
 
 class TrainingOutput(NamedTuple):

@@ -16,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_ccl.model.loss import LocalContrastiveLoss, draw_negatives
+from anomalib_ccl.model.local_loss import LocalContrastiveLoss, draw_negatives
 
 BATCH, CHANNELS, SIDE, TEMPERATURE = 16, 256, 64, 0.05
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomalib_ccl import CCL
-from anomalib_ccl.model.feature_cache import FeatureCache
-from anomalib_ccl.model.loss import draw_negatives
+from anomalib_ccl.model.local_loss import draw_negatives
+from anomalib_ccl.training.feature_cache import FeatureCache
 
 BACKBONE, BATCH, STEPS, TEMPERATURE = "wide_resnet50_2", 8, 3, 0.05
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation
 
-from anomalib_ccl.model.teacher import STRIDES, Teacher
-
-from .base import ReconstructionNetwork
+from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
+from anomalib_ccl.model.reconstruction.teacher import STRIDES, Teacher
 
 
 class ReverseDistillation(ReconstructionNetwork):

@@ -1,0 +1,60 @@
+"""What a checkpoint holds beside the weights, and how a model takes it back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalib.models.components import AnomalibModule
+from typing_extensions import Self
+
+from anomalib_ccl.classes.training_classes import TrainingClasses
+
+if TYPE_CHECKING:
+    # Not a base class: anomalib lists the direct subclasses of its own as models.
+    Base = AnomalibModule
+else:
+    Base = object
+
+
+class Checkpoints(Base):
+    """Saves the classes and the false-alarm rate with a model, and loads them."""
+
+    model: Any  # with a ``calibration``
+    classes: TrainingClasses
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]  # noqa: ANN401
+        """Load a trained model; see anomalib's ``AnomalibModule.load_from_checkpoint``.
+
+        The checkpoint holds the teacher's weights, so neither a hub nor the file they once came from is needed.
+
+        Args:
+            checkpoint_path: Path to the checkpoint.
+            **kwargs: Passed to anomalib.
+
+        Returns:
+            The model.
+        """
+        kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
+        return super().load_from_checkpoint(checkpoint_path, **kwargs)  # type: ignore[return-value]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the classes too.
+
+        Args:
+            checkpoint: What will be saved.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["training_classes"] = self.classes.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the classes from a checkpoint, where it has them, and the false-alarm rate, where none was given.
+
+        Args:
+            checkpoint: What was saved.
+        """
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["hyper_parameters"].get("false_alarm_rate")
+        if saved is not None and self.hparams["false_alarm_rate"] is None:
+            self.model.calibration.false_alarm_rate = saved
+        if "training_classes" in checkpoint:
+            self.classes.load_state_dict(checkpoint["training_classes"])

@@ -1,0 +1,1 @@
+"""How anomalib and Lightning learn of this package."""

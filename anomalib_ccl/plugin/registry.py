@@ -1,0 +1,63 @@
+"""Puts CCL and MultiCategory into anomalib's registries, and the report into Lightning's.
+
+Called by the import hook once a registry of anomalib has been imported, and by Lightning, through the
+entry-point group ``lightning.pytorch.callbacks_factory``, whenever a ``Trainer`` is made.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from anomalib_ccl.plugin import switch
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+# The leaf modules, not their packages: this runs while a user's own import of such a package is under way.
+_NAMES = {
+    "anomalib.data": ("anomalib_ccl.data.multi_category", "MultiCategory"),
+    "anomalib.models": ("anomalib_ccl.model.lightning_model", "CCL"),
+}
+
+
+def register(registry: ModuleType) -> None:
+    """Make our class a public name of one of anomalib's registries.
+
+    As an attribute of the registry the class is found by class path; being imported at all, it is found by
+    bare name, which anomalib and jsonargparse look up among the subclasses. ``anomalib.models`` also gets
+    ``anomalib_ccl`` as a module whose class paths ``get_model`` accepts.
+
+    Args:
+        registry: The module ``anomalib.models`` or ``anomalib.data``, fully imported.
+    """
+    module, name = _NAMES[registry.__name__]
+    setattr(registry, name, getattr(import_module(module), name))
+    registry.__all__.append(name)
+    if registry.__name__ == "anomalib.models":
+        registry.ALLOWED_MODULES.add("anomalib_ccl")
+
+
+def callbacks() -> "list[Callback]":
+    """Make the callbacks that every Lightning ``Trainer`` in this environment gets.
+
+    Returns:
+        The run's folder, the report and the heatmaps of each category and the steadiness, or nothing: if the plug-in is
+        switched off; if ``anomalib.data`` has not been imported, so that a Trainer far from anomalib costs nothing; or,
+        after a warning, if they cannot be made.
+
+    Example:
+        >>> import anomalib.data
+        >>> [type(callback).__name__ for callback in callbacks()]
+        ['RunFolder', 'CategoryReport', 'Steadiness', 'CategoryVisualizer']
+    """
+    if switch.disabled() or "anomalib.data" not in sys.modules:
+        return []
+    try:
+        from anomalib_ccl.metrics import CategoryReport, CategoryVisualizer, Steadiness  # noqa: PLC0415  # heavy
+        from anomalib_ccl.plugin.run_folder import RunFolder  # noqa: PLC0415
+
+        return [RunFolder(), CategoryReport(), Steadiness(), CategoryVisualizer()]
+    except Exception as error:  # a Trainer must work whatever is wrong here
+        switch.report(error)
+        return []

@@ -1,0 +1,4 @@
+"""What happens around a training step, and when."""
+
+# anomalib's own models come first: importing them runs the plug-in's import hook, which needs the modules here.
+import anomalib.models  # noqa: F401

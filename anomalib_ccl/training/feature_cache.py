@@ -1,0 +1,138 @@
+"""The teacher's features of the training images, kept on disk: they are the same in every epoch."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torchvision.transforms.v2 import Compose, Resize, Transform
+
+from anomalib_ccl.training.training_pass import first_training_image
+
+
+class FeatureCache(Callback):
+    """Keeps the features of each image, as the teacher gave them, from the first time they are asked for.
+
+    They lie in one temporary file for each process, which is freed when the training ends, in whatever way: nothing
+    of it is left even by a process that was killed. A resumed training begins with an empty one. Where the file is
+    larger than the free memory, each step reads its images' features from the disk.
+
+    Args:
+        folder: Folder for the file; made if it is not there.
+
+    Example:
+        >>> def encode(images: Tensor) -> list[Tensor]:
+        ...     print("teacher runs on", len(images))
+        ...     return [images.mean(dim=1, keepdim=True), images[:, :, ::2, ::2]]
+        >>> images, cache = torch.rand(3, 3, 4, 4), FeatureCache(tempfile.gettempdir())
+        >>> cache.open(encode(images[:1]), count=3)
+        teacher runs on 1
+        >>> _ = cache.features(images[:2], ["a.png", "b.png"], encode)
+        teacher runs on 2
+        >>> found = cache.features(images[1:], ["b.png", "c.png"], encode)
+        teacher runs on 1
+        >>> torch.equal(found[1], images[1:, :, ::2, ::2])
+        True
+        >>> cache.close()
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._file: IO[bytes] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
+        """Open the file of a training.
+
+        Raises:
+            ValueError: If augmentations may change the training images from epoch to epoch.
+            OSError: If the folder cannot be written to, or has not enough room.
+        """
+        dataset: Any = trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        _refuse_augmentations(dataset.augmentations)
+        with trainer.precision_plugin.forward_context():  # so that the maps have the type of those in training
+            maps = pl_module.model.network.encode(first_training_image(pl_module).to(pl_module.dtype))
+        self.open(maps, len(dataset) * trainer.num_devices)
+
+    def open(self, example: list[Tensor], count: int) -> None:
+        """Open an empty file.
+
+        Args:
+            example: Features of one image, per scale of shape ``(1, C_l, H_l, W_l)``.
+            count: Images that there must be room for.
+
+        Raises:
+            OSError: If the folder cannot be written to, or has not enough room.
+        """
+        self.close()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # open until the training ends
+        except OSError as error:
+            msg = f"feature_cache={self.folder} cannot be written to: {error.strerror}; choose another folder"
+            raise OSError(msg) from error
+        self._row_of_image: dict[str, int] = {}
+        # With the channels last, as the teacher computes them, so that nothing is transposed.
+        self._example = [m[0].permute(1, 2, 0).cpu() for m in example]
+        self._row_size = sum(m.nbytes for m in self._example)
+        needed, free = count * self._row_size, shutil.disk_usage(self.folder).free
+        if free < needed:
+            self.close()
+            msg = (
+                f"feature_cache={self.folder} has {free / 1e6:.0f} MB free, but the features of all images take "
+                f"{needed / 1e6:.0f} MB; free some space, choose another folder, or train without feature_cache"
+            )
+            raise OSError(msg)
+
+    def features(self, images: Tensor, paths: Sequence[str], encode: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+        """Look up the features of images; those that are not there yet are encoded and kept.
+
+        Args:
+            images: Pre-processed images of shape ``(B, 3, H, W)``.
+            paths: What each is known by.
+            encode: The teacher.
+
+        Returns:
+            Maps of shape ``(B, C_l, H_l, W_l)`` on the images' device.
+        """
+        file: Any = self._file
+        maps = [m.new_empty((len(paths), *m.shape)) for m in self._example]
+        missing = [index for index, path in enumerate(paths) if path not in self._row_of_image]
+        if missing:
+            for kept, encoded in zip(maps, encode(images[missing]), strict=True):
+                kept[missing] = encoded.permute(0, 2, 3, 1).cpu()
+        for index, path in enumerate(paths):
+            transfer = file.readinto if path in self._row_of_image else file.write
+            file.seek(self._row_of_image.setdefault(path, len(self._row_of_image)) * self._row_size)
+            for m in maps:
+                transfer(m[index].view(torch.uint8).numpy())
+        return [m.permute(0, 3, 1, 2).to(images.device) for m in maps]
+
+    def close(self) -> None:
+        """Free the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
+        """Free the file."""
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:  # noqa: ANN401
+        """Free the file of a training that failed or was interrupted."""
+        self.close()
+
+
+def _refuse_augmentations(augmentations: Transform | None) -> None:
+    """Refuse all but resizing: nothing tells which of torchvision's transforms are random."""
+    transforms = augmentations.transforms if isinstance(augmentations, Compose) else [augmentations]
+    if changing := [type(t).__name__ for t in transforms if t is not None and not isinstance(t, Resize)]:
+        msg = (
+            f"feature_cache needs the same training images in each epoch, but {', '.join(changing)} may change them; "
+            "take the datamodule's augmentations of them away (the second view has its own), or train without "
+            "feature_cache"
+        )
+        raise ValueError(msg)

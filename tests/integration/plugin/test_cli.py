@@ -1,0 +1,201 @@
+"""anomalib's own commands, typed as a user types them, from training to a prediction of the exported model."""
+
+import csv
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[3]
+ANOMALIB = Path(sys.executable).with_name("anomalib")
+MODEL = [
+    "--model=CCL",
+    "--model.backbone=mobilenetv3_small_100",
+    "--model.pre_trained=false",
+    "--model.image_size=[64,64]",
+]
+TRAINER = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+
+
+def run(folder: Path, *arguments: str | Path, program: Path = ANOMALIB, code: int = 0) -> str:
+    """Run a command in a folder and return what it printed on both streams."""
+    command = [str(argument) for argument in (program, *arguments)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    output = result.stdout + result.stderr
+    assert result.returncode == code, output
+    return output
+
+
+def data(root: Path) -> list[str]:
+    return ["--data=MultiCategory", f"--data.root={root}", "--data.num_workers=0", "--data.train_batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def trained(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run(folder, "train", *MODEL, *data(sample_root), *TRAINER)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained: tuple[Path, str]) -> Path:
+    return trained[0] / "results/CCL/MultiCategory/latest/weights/lightning/model.ckpt"
+
+
+def test_train_prints_the_table_of_categories_and_writes_it_as_csv(trained: tuple[Path, str]) -> None:
+    folder, output = trained
+    frame = pd.read_csv(folder / "results/CCL/MultiCategory/latest/categories.csv", index_col="category")
+    assert list(frame.index)[-1] == "mean"
+    assert len(frame) == 7
+    for category in frame.index:
+        cells = next(line.split() for line in output.splitlines() if line.split()[:1] == [category])
+        assert f"{100 * frame.loc[category, 'pixel_AUROC']:.1f}" in cells
+
+
+def test_train_keeps_a_heatmap_of_every_test_image(trained: tuple[Path, str], sample_root: Path) -> None:
+    images = trained[0] / "results/CCL/MultiCategory/latest/images"
+    expected = {f"{path.parts[-4]}/{path.parts[-2]}/{path.name}" for path in sample_root.glob("*/test/*/*.png")}
+    assert {path.relative_to(images).as_posix() for path in images.rglob("*.png")} == expected
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_validate_and_test_run_from_a_checkpoint(
+    command: str, sample_root: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    output = run(
+        tmp_path, command, *MODEL, *data(sample_root), f"--ckpt_path={checkpoint}", "--trainer.accelerator=cpu"
+    )
+    assert ("mean_image_AUROC" in output) == (command == "test")
+
+
+def test_predict_runs_on_a_flat_folder_of_images_of_any_size(
+    sample_root: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "some_images"
+    flat.mkdir()
+    for index, path in enumerate(sorted(sample_root.glob("*/test/good/*.png"))[:3]):
+        Image.open(path).convert("RGB").resize([(50, 70), (300, 20), (4, 4)][index]).save(flat / f"{index}.png")
+    run(tmp_path, "predict", *MODEL, f"--ckpt_path={checkpoint}", f"--data={flat}", "--trainer.accelerator=cpu")
+    assert len(list((tmp_path / "results").rglob("images/some_images/*.png"))) == 3
+
+
+def test_export_and_predict_with_openvino(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
+    run(tmp_path, "export", *MODEL, f"--ckpt_path={checkpoint}", "--export_type=openvino", f"--export_root={tmp_path}")
+    image = next(iter(sorted(sample_root.glob("*/test/good/*.png"))))
+    script = ROOT / "examples/predict_openvino.py"
+    model = tmp_path / "weights/openvino/model.xml"
+    output = run(tmp_path, script, model, image, "heatmap.png", program=Path(sys.executable))
+    assert re.search(rf"{image}: \w+, score [01]\.\d+, (normal|anomalous)\n", output)
+    assert Image.open(tmp_path / "heatmap.png").width > 256
+
+
+def test_comparing_exports_prints_a_row_for_each_form(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
+    script = ROOT / "examples/compare_exports.py"
+    output = run(tmp_path, script, checkpoint, sample_root, program=Path(sys.executable))
+    table = output[output.index("size  latency") :].splitlines()[1:]
+    assert [line.split()[0] for line in table[:4]] == ["PyTorch", "FP32", "FP16", "INT8_PTQ"]
+
+
+def test_training_example_prints_the_table_and_a_prediction(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    script = ROOT / "examples/train.py"
+    output = run(tmp_path, script, sample_root, "--epochs=1", program=Path(sys.executable))
+    assert "Test results per category" in output
+    assert f"{sample_root}/brick/test/foreign/000.png: score " in output
+
+
+def test_help_explains_the_constructor_arguments(tmp_path: Path) -> None:
+    output = " ".join(run(tmp_path, "fit", "--model.help=CCL").split())
+    for argument, text in {
+        "local_weight": "Weight of the local contrastive loss; 0 switches it off.",
+        "global_weight": "Weight of the global contrastive loss; 0 switches it off.",
+        "temperature": "Temperature of both contrastive losses, greater than 0.",
+        "num_negatives": "Images of other classes that each image is contrasted with",
+        "global_loss": "is the supervised contrastive loss that the paper describes",
+        "class_labels": "Where the class of a training image comes from",
+        "n_pseudo_classes": 'Number of pseudo-classes, at most that of the training images, or "auto"',
+        "backbone_weights": "file with the teacher's weights, used instead of timm's.",
+    }.items():
+        assert argument in output
+        assert text in output
+
+
+def test_benchmark_collects_ccl_and_reverse_distillation_in_one_csv(sample_root: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "configs/benchmark/sample.yaml").read_text())
+    for model in config["benchmark"]["model"]["grid"]:
+        model["init_args"]["pre_trained"] = False
+    config["benchmark"]["data"]["init_args"].update(root=str(sample_root), max_epochs=1, num_workers=0)
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
+    run(tmp_path, "benchmark", "--config=benchmark.yaml")
+    (results,) = (tmp_path / "runs/benchmark").glob("*/results.csv")
+    rows = list(csv.DictReader(results.open()))
+    assert [row["model.class_path"] for row in rows] == ["CCL", "ReverseDistillation"]
+    assert all(0 < float(row["mean_pixel_AUROC"]) < 1 for row in rows)
+    (categories,) = (tmp_path / "runs/benchmark").glob("*categories.csv")
+    frame = pd.read_csv(categories)
+    assert frame.groupby("model").size().to_dict() == {"CCL": 7, "ReverseDistillation": 7}
+    means = frame[frame["category"] == "mean"].set_index("model")["mean_pixel_AUROC".removeprefix("mean_")]
+    for row in rows:
+        assert float(row["mean_pixel_AUROC"]) == pytest.approx(means[row["model.class_path"]], abs=1e-6)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs/model").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("data_config", sorted((ROOT / "configs/data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_model_config_goes_with_every_data_config(config: Path, data_config: Path, tmp_path: Path) -> None:
+    output = run(tmp_path, "train", f"--config={config}", f"--data={data_config}", "--print_config")
+    assert "class_path: anomalib_ccl.CCL" in output
+    assert "class_path: anomalib_ccl.MultiCategory" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.categories=[brik]"], "error: category 'brik' not found under"),
+        (["--data.dataset=MVTecADD"], "error: dataset 'MVTecADD' is unknown; choose one of AutoVI"),
+        (["--model.backbone_weights=absent.pth"], "error: backbone weights not found: absent.pth"),
+        (["--model.backbone=vit_tiny_patch16_224"], "error: backbone 'vit_tiny_patch16_224' is a vision transformer"),
+        ([f"--default_root_dir={__file__}/results"], "error: results cannot be written: [Errno 20] Not a directory"),
+    ],
+)
+def test_bad_arguments_end_with_one_message_and_no_traceback(
+    arguments: list[str], message: str, sample_root: Path, tmp_path: Path
+) -> None:
+    output = run(tmp_path, "train", *MODEL, *data(sample_root), *TRAINER, *arguments, code=1)
+    assert message in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_ends_training_with_its_path_and_no_traceback(
+    workers: int, make_category: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("bolt", "nut"):
+        folder = make_category(tmp_path / "data", name)
+    broken = folder / "train/good/000.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    output = run(tmp_path, "train", *MODEL, *data(tmp_path / "data"), *TRAINER, f"--data.num_workers={workers}", code=1)
+    assert output.splitlines()[-1].startswith("error: ")
+    assert str(broken) in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+def test_unreadable_images_are_left_out_of_training_and_report_where_asked_for(
+    make_category: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("bolt", "nut"):
+        folder = make_category(tmp_path / "data", name)
+    (folder / "train/good/000.png").write_text("no image")
+    truncated = folder / "test/bad/001.png"
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    output = run(tmp_path, "train", *MODEL, *data(tmp_path / "data"), *TRAINER, "--data.skip_corrupt=true")
+    assert "Skipped image" in output
+    frame = pd.read_csv(tmp_path / "results/CCL/MultiCategory/latest/categories.csv", index_col="category")
+    assert frame["anomalous_images"].to_dict() == {"bolt": 2, "nut": 1, "mean": 3}

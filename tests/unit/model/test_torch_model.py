@@ -1,0 +1,148 @@
+"""The network: shapes, projections, noise, second views and the anomaly map."""
+
+import pytest
+import torch
+from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode, AnomalyMapGenerator
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from anomalib_ccl.model.anomaly_map import anomaly_map
+from anomalib_ccl.model.projection import projection_layer
+from anomalib_ccl.model.torch_model import CCLModel
+from anomalib_ccl.training.views import SecondView
+
+BACKBONES = ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100"]
+
+
+@pytest.fixture(scope="module")
+def model() -> CCLModel:
+    torch.manual_seed(0)
+    return CCLModel("resnet18", pre_trained=False)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("projection", ["standard", "residual", "light", "none"])
+def test_training_step_reconstructs_every_map_and_reaches_every_trainable_weight(
+    backbone: str, projection: str
+) -> None:
+    model = CCLModel(backbone, pre_trained=False, projection=projection).train()
+    images, view = torch.rand(2, 2, 3, 64, 96)
+    output = model(images, view)
+    shapes = [f.shape for f in output.features]
+    for maps in (output.projected, output.reconstructed, output.view_features, output.view_projected):
+        assert [m.shape for m in maps] == shapes
+    assert output.embedding.ndim == 2
+    sum(m.square().mean() for m in output.reconstructed).backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_anomaly_map_is_the_blurred_sum_of_cosine_distances(model: CCLModel) -> None:
+    model.eval()
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        prediction = model(images)
+        features = model.network.encode(images)
+        reconstructed = model.network.decode(model.network.embed(model._project(features)))
+        expected = sum(
+            F.interpolate(1 - F.cosine_similarity(f, d, dim=1)[:, None], (64, 96), mode="bilinear", align_corners=True)
+            for f, d in zip(features, reconstructed, strict=True)
+        )
+    torch.testing.assert_close(prediction.anomaly_map, gaussian_blur(expected, [33, 33], [4.0, 4.0]))
+    assert torch.equal(prediction.pred_score, prediction.anomaly_map.amax(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (64, 80), (31, 64)])
+def test_images_that_do_not_fit_the_stride_are_refused_with_their_size(model: CCLModel, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"images of {size[0]} × {size[1]} pixels do not fit .* multiples of 32"):
+        model.eval()(torch.zeros(1, 3, *size))
+
+
+def test_smallest_image_of_one_stride_is_scored(model: CCLModel) -> None:
+    assert model.eval()(torch.rand(1, 3, 32, 32)).pred_score.isfinite().all()
+
+
+def test_standard_projection_has_four_convolutions_down_to_a_quarter_of_the_channels() -> None:
+    convolutions = [m for m in projection_layer(64).modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size) for c in convolutions] == [
+        (64, 32, (3, 3)),
+        (32, 16, (3, 3)),
+        (16, 32, (3, 3)),
+        (32, 64, (3, 3)),
+    ]
+
+
+def test_residual_projection_is_the_standard_one_added_to_the_features() -> None:
+    torch.manual_seed(0)
+    standard, residual = projection_layer(8), projection_layer(8, "residual")
+    residual.load_state_dict(standard.state_dict())
+    features = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(residual(features), features + standard(features))
+
+
+def test_unknown_projection_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown projection 'heavy'; choose one of standard, residual, light, none"):
+        projection_layer(8, "heavy")
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1])
+def test_noise_probability_must_be_a_probability(probability: float) -> None:
+    with pytest.raises(ValueError, match=rf"noise_probability must lie in \[0, 1\], got {probability}"):
+        CCLModel("resnet18", pre_trained=False, noise_probability=probability)
+
+
+def test_noise_is_unit_gaussian_on_half_of_the_positions_and_on_whole_feature_vectors() -> None:
+    model = CCLModel("resnet18", pre_trained=False, noise_probability=1.0)
+    torch.manual_seed(0)
+    (noise,) = model._add_noise([torch.zeros(8, 64, 32, 32)])
+    disturbed = noise.ne(0).any(dim=1)
+    assert torch.equal(noise.ne(0).all(dim=1), disturbed)
+    assert disturbed.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    values = noise.movedim(1, -1)[disturbed]
+    assert values.mean().item() == pytest.approx(0, abs=0.01)
+    assert values.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_noise_comes_with_its_probability_per_step() -> None:
+    model = CCLModel("resnet18", pre_trained=False)
+    torch.manual_seed(0)
+    noisy = [bool(model._add_noise([torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 9, 9)])[1].any()) for _ in range(2000)]
+    assert sum(noisy) / len(noisy) == pytest.approx(0.309, abs=0.03)
+
+
+def test_noise_is_for_training_only(model: CCLModel) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    scores = {model.eval()(images).pred_score.item() for _ in range(10)}
+    assert len(scores) == 1
+
+
+def test_second_view_draws_its_parameters_per_image() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 64, 64)
+    views = SecondView(mean=(0.5,) * 3, std=(0.5,) * 3)(image.repeat(6, 1, 1, 1))
+    assert len({tuple(v.flatten()[::97].tolist()) for v in views}) == 6
+
+
+def test_second_view_keeps_the_range_of_normalised_images() -> None:
+    torch.manual_seed(0)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    low, high = (0 - mean) / std, (1 - mean) / std
+    images = low[:, None, None] + torch.rand(8, 3, 64, 64) * (high - low)[:, None, None]
+    views = SecondView(mean.tolist(), std.tolist())(images)
+    for channel in range(3):
+        assert views[:, channel].min() >= low[channel] - 1e-4
+        assert views[:, channel].max() <= high[channel] + 1e-4
+
+
+@pytest.mark.parametrize("size", [(32, 64), (256, 256)])
+def test_second_view_has_the_shape_and_type_of_the_images(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, *size).bfloat16()
+    views = SecondView(mean=(0.5,) * 3, std=(0.5,) * 3)(images)
+    assert views.shape == images.shape
+    assert views.dtype == images.dtype
+
+
+def test_anomaly_map_is_that_of_anomalib() -> None:
+    features, reconstructed = ([torch.randn(2, 8 << i, 32 >> i, 24 >> i) for i in range(3)] for _ in range(2))
+    expected = AnomalyMapGenerator((128, 96), 4, AnomalyMapGenerationMode.ADD)(features, reconstructed)
+    torch.testing.assert_close(anomaly_map(features, reconstructed, (128, 96)), expected, rtol=1e-5, atol=1e-5)
