@@ -6,6 +6,7 @@ from typing import Any, get_args
 import torch
 from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from anomalib_ccl.classes.clustering import ClassCount, check_class_count
@@ -51,16 +52,32 @@ class TrainingClasses:
         Raises:
             ValueError: If the classes cannot be known, or not so many be made.
         """
-        loader: Any = model.trainer.train_dataloader
-        category = getattr(model.trainer.datamodule, "category", "")  # type: ignore[attr-defined]
-        name_of_image = class_names(loader.dataset.samples, self._source, category)
-        if name_of_image is None:
+        name_of_image = self._known(model.trainer, model.trainer.train_dataloader)
+        if name_of_image is not None:
+            _warn_about_changes(self.names, sorted(set(name_of_image.values())))
+        else:
             encode: Any = model.model.network.encode  # type: ignore[union-attr]
             name_of_image = find_pseudo_labels(model, encode, self._n_pseudo_classes, self.pseudo_labels)
             self.pseudo_labels = name_of_image
         self.names = sorted(set(name_of_image.values()))
         index_of_name = {name: index for index, name in enumerate(self.names)}
         self.index_of_image = {path: index_of_name[name] for path, name in name_of_image.items()}
+
+    def changed(self, trainer: Trainer) -> bool:
+        """Tell whether a training is about to begin on other classes than those known from an earlier one.
+
+        Args:
+            trainer: A Trainer that has its data, but has not begun to load them.
+
+        Returns:
+            Whether there are other names now; False where classes are still to be found by clustering.
+        """
+        name_of_image = self._known(trainer, trainer.fit_loop._data_source.dataloader())
+        return name_of_image is not None and bool(self.names) and self.names != sorted(set(name_of_image.values()))
+
+    def _known(self, trainer: Trainer, loader: Any) -> dict[str, str] | None:  # noqa: ANN401
+        category = getattr(trainer.datamodule, "category", "")  # type: ignore[attr-defined]
+        return class_names(loader.dataset.samples, self._source, category)
 
     def labels(self, batch: ImageBatch) -> Tensor:
         """Look up the classes of training images.
@@ -84,3 +101,13 @@ class TrainingClasses:
             state: The names and the pseudo-classes.
         """
         self.names, self.pseudo_labels = state["names"], state["pseudo_labels"]
+
+
+def _warn_about_changes(before: list[str], now: list[str]) -> None:
+    if before and before != now:
+        changes = {"added": sorted({*now} - {*before}), "gone": sorted({*before} - {*now})}
+        logger.warning(
+            "The training goes on from earlier weights with other products (%s). Classes, prototypes and limits are "
+            "found anew; images of products that are gone will be called unknown.",
+            "; ".join(f"{change}: {', '.join(names)}" for change, names in changes.items() if names),
+        )

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalib.models.components import AnomalibModule
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import Self
 
 from anomalib_ccl.classes.training_classes import TrainingClasses
+from anomalib_ccl.training.completion import Completion
+from anomalib_ccl.training.further import is_test_after_training, start_from_weights
 
 if TYPE_CHECKING:
     # Not a base class: anomalib lists the direct subclasses of its own as models.
@@ -43,6 +46,9 @@ class Checkpoints(Base):
         Args:
             checkpoint: What will be saved.
         """
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            (completion,) = (callback for callback in self.trainer.callbacks if isinstance(callback, Completion))  # type: ignore[attr-defined]
+            completion.complete_checkpoint(self.trainer, self, checkpoint)
         super().on_save_checkpoint(checkpoint)
         checkpoint["training_classes"] = self.classes.state_dict()
 
@@ -52,9 +58,18 @@ class Checkpoints(Base):
         Args:
             checkpoint: What was saved.
         """
+        if is_test_after_training():
+            # Nor are the callbacks to forget the checkpoints that they have written.
+            checkpoint.update(state_dict=self.state_dict(), callbacks={})
+            return
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint["hyper_parameters"].get("false_alarm_rate")
         if saved is not None and self.hparams["false_alarm_rate"] is None:
             self.model.calibration.false_alarm_rate = saved
         if "training_classes" in checkpoint:
             self.classes.load_state_dict(checkpoint["training_classes"])
+        trainer = self._trainer
+        if trainer is None:
+            return
+        if trainer.state.fn == TrainerFn.FITTING and self.classes.changed(trainer):
+            start_from_weights(checkpoint, trainer)

@@ -102,6 +102,11 @@ class ClassCalibration(nn.Module):
         """Whether :meth:`fit` was called, or a calibrated state loaded."""
         return len(self.prototypes) > 0
 
+    def reset(self) -> None:
+        """Be as before :meth:`fit`."""
+        for name, value in _not_calibrated().items():
+            setattr(self, name, value.to(self.prototypes.device))
+
     def fit(self, embeddings: Tensor, scores: Tensor, labels: Tensor) -> None:
         """Compute prototypes and statistics from normal images, replacing earlier ones.
 

@@ -22,7 +22,6 @@ from anomalib_ccl.classes.labels import ClassLabels
 from anomalib_ccl.classes.training_classes import TrainingClasses
 from anomalib_ccl.export.checkpoints import Checkpoints
 from anomalib_ccl.export.class_export import ClassExport
-from anomalib_ccl.export.post_processor import LimitPostProcessor
 from anomalib_ccl.export.pre_processor import ExactPreProcessor
 from anomalib_ccl.model.global_loss import GlobalForm
 from anomalib_ccl.model.projection import Projection
@@ -30,10 +29,11 @@ from anomalib_ccl.model.reconstruction.teacher import normalization
 from anomalib_ccl.model.torch_model import CCLModel
 from anomalib_ccl.model.total_loss import TotalLoss
 from anomalib_ccl.training.averaging import NetworkAveraging, check_decay, refuse_other_averaging
-from anomalib_ccl.training.calibrator import Calibrator
+from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.epoch_seed import EpochSeed
 from anomalib_ccl.training.feature_cache import FeatureCache
 from anomalib_ccl.training.gather import gathered
+from anomalib_ccl.training.post_processor import LimitPostProcessor
 from anomalib_ccl.training.recipe import Schedule, adam, check_schedule, limit_epochs
 from anomalib_ccl.training.views import second_view_for
 
@@ -263,14 +263,15 @@ class CCL(Checkpoints, ClassExport, AnomalibModule):
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the seed of each epoch, the average of the weights and the calibration to anomalib's callbacks."""
+        """Add the seed of each epoch, the completion of the model and the average of its weights to anomalib's."""
         anomalibs: Any = super().configure_callbacks()
-        callbacks = [*anomalibs, EpochSeed()]
+        # Before the average, which takes the place of the weights at the end, when a resumable checkpoint is saved.
+        callbacks = [*anomalibs, EpochSeed(), Completion(self.model, self.classes.labels if self.calibrate else None)]
         if self.ema_decay is not None and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(NetworkAveraging(self.ema_decay, _NOT_AVERAGED))
         if self.feature_cache is not None:
             callbacks.append(self.feature_cache)
-        return [*callbacks, Calibrator(self.model, self.classes.labels)] if self.calibrate else callbacks
+        return callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure Adam with the paper's two learning rates.

@@ -28,6 +28,7 @@ class NetworkAveraging(WeightAveraging):
         # Unlike that of EMAWeightAveraging, this function leaves what is shared exactly as it is.
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
         self._shared = shared
+        self._is_in_place = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the average when a training begins."""
@@ -48,8 +49,30 @@ class NetworkAveraging(WeightAveraging):
             Nothing.
         """
         self.on_validation_epoch_start(trainer, pl_module)
-        yield
-        self.on_validation_epoch_end(trainer, pl_module)
+        try:
+            yield
+        finally:
+            self.on_validation_epoch_end(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the model the averaged weights."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._is_in_place = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the model its own weights back."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._is_in_place = False
+
+    def undo(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a model whose validation was broken off its own weights back.
+
+        Args:
+            trainer: The trainer.
+            pl_module: A model in training.
+        """
+        if self._is_in_place:
+            self.on_validation_epoch_end(trainer, pl_module)
 
 
 def check_decay(decay: float) -> None:

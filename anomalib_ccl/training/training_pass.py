@@ -1,8 +1,8 @@
 """One pass over a Trainer's training images, as the model sees them, outside of its own loops."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 from anomalib.data import ImageBatch
 from anomalib.data.transforms.utils import extract_transforms_by_type
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 from tqdm.auto import tqdm
+
+T = TypeVar("T")
 
 
 def training_images(model: AnomalibModule, description: str) -> Iterator[ImageBatch]:
@@ -28,7 +30,7 @@ def training_images(model: AnomalibModule, description: str) -> Iterator[ImageBa
     """
     batches = plain_loader(model.trainer.train_dataloader, model.pre_processor)  # type: ignore[arg-type]
     with isolate_rng():  # a resumed training, which skips a pass, draws the same numbers
-        for batch in _with_progress(batches, model.trainer.progress_bar_callback, description):
+        for batch in with_progress(batches, len(batches), model.trainer.progress_bar_callback, description):
             yield _pre_processed(batch, model)
 
 
@@ -72,10 +74,21 @@ def _pre_processed(batch: ImageBatch, model: AnomalibModule) -> ImageBatch:
     return batch
 
 
-def _with_progress(batches: DataLoader, bar: ProgressBar | None, description: str) -> Iterator[Any]:
-    """Show the progress as the Trainer shows its own, if it does."""
-    if isinstance(bar, RichProgressBar) and bar.progress is not None:
-        task = bar.progress.add_task(description, total=len(batches))
+def with_progress(batches: Iterable[T], total: float, bar: ProgressBar | None, description: str) -> Iterator[T]:
+    """Show the progress of a pass as the Trainer shows its own, if it does.
+
+    Args:
+        batches: The batches of the pass.
+        total: Their number.
+        bar: The Trainer's progress bar, if it has one.
+        description: What the progress bar says.
+
+    Yields:
+        The batches.
+    """
+    # At the end of a training, it has been stopped.
+    if isinstance(bar, RichProgressBar) and bar.progress is not None and bar.progress.live.is_started:
+        task = bar.progress.add_task(description, total=total)
         for batch in batches:
             yield batch
             bar.progress.advance(task)
@@ -83,5 +96,5 @@ def _with_progress(batches: DataLoader, bar: ProgressBar | None, description: st
         # Not removed: Lightning finds its own tasks by their position.
         bar.progress.update(task, visible=False)
     else:
-        hidden = not isinstance(bar, TQDMProgressBar) or bar.is_disabled
-        yield from tqdm(batches, description, leave=False, disable=hidden)
+        hidden = not isinstance(bar, RichProgressBar | TQDMProgressBar) or bar.is_disabled
+        yield from tqdm(batches, description, total, leave=False, disable=hidden)

@@ -5,7 +5,7 @@ from anomalib.models import ReverseDistillation
 from anomalib.models.components import AnomalibModule
 
 from anomalib_ccl import CCL
-from anomalib_ccl.export.post_processor import LimitPostProcessor
+from anomalib_ccl.training.post_processor import LimitPostProcessor
 
 
 def build(backbone: str, kind: str) -> AnomalibModule:

@@ -19,11 +19,13 @@ class Recorder(Callback):
     Args:
         folder: Folder to write to.
         kill_at: Step after which the process kills itself; 0 for never.
+        interrupt_at: Step after which Ctrl-C is pressed; 0 for never.
     """
 
-    def __init__(self, folder: str, kill_at: int = 0) -> None:
+    def __init__(self, folder: str, kill_at: int = 0, interrupt_at: int = 0) -> None:
         self.folder = Path(folder)
         self.kill_at = kill_at
+        self.interrupt_at = interrupt_at
         self.steps: list[dict[str, Any]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -34,8 +36,10 @@ class Recorder(Callback):
         self.steps.append({"epoch": trainer.current_epoch, **row})
         if trainer.global_step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.steps))

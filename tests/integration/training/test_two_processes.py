@@ -13,7 +13,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from anomalib_ccl import CCL, GlobalContrastiveLoss, MultiCategory
-from anomalib_ccl.training.calibrator import calibrate
+from anomalib_ccl.training.calibrate import calibrate
 from anomalib_ccl.training.gather import gathered
 
 LABELS = [0, 1, 0, 2, 1, 2, 0, 1]
@@ -121,6 +121,25 @@ def test_all_processes_end_with_the_same_weights_statistics_and_calibration(trai
 
 
 @pytest.mark.slow
+def test_a_training_that_does_not_end_with_a_validation_is_complete(sample_root: Path, tmp_path: Path) -> None:
+    two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_steps=4", "--trainer.max_epochs=9"]
+    interval = ["--trainer.check_val_every_n_epoch=2", "--data.train_batch_size=6", "--data.num_workers=0"]
+    status, output = run(tmp_path / "run", "fit", sample_root, *two, *interval)
+    assert status == 0, output
+    checkpoint = results(tmp_path / "run") / "weights/lightning/model.ckpt"
+    model = CCL.load_from_checkpoint(checkpoint, visualizer=False)
+    for rank in range(2):
+        in_memory = torch.load(tmp_path / f"run/{rank}.pt")
+        assert all(torch.equal(in_memory[name], value) for name, value in model.model.state_dict().items())
+
+    kept = {name: value.clone() for name, value in model.post_processor.named_buffers(recurse=False)}
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    engine.validate(model, datamodule=MultiCategory(root=sample_root, num_workers=0))
+    assert not kept["_image_threshold"].isnan()
+    torch.testing.assert_close(dict(model.post_processor.named_buffers(recurse=False)), kept)
+
+
+@pytest.mark.slow
 def test_results_of_all_processes_are_in_one_folder(trained: Path, sample_root: Path) -> None:
     assert {path.name for path in results(trained).parent.iterdir()} == {"v0", "latest"}
     expected = {f"{path.parts[-4]}/{path.parts[-2]}/{path.name}" for path in sample_root.glob("*/test/*/*.png")}
@@ -142,7 +161,7 @@ def test_one_process_calibrates_and_reports_the_same_with_the_same_weights(
     for buffer in calibration.buffers():
         buffer.zero_()
     model.classes.find(model)
-    calibrate(model)
+    calibrate(model, model.model, model.classes.labels)
     torch.testing.assert_close(dict(calibration.named_buffers()), expected)
 
     engine.test(model, datamodule=data)

@@ -1,8 +1,35 @@
 """A threshold from normal images alone."""
 
+import math
 from typing import Any
 
 from anomalib.post_processing import PostProcessor
+
+
+def set_to_limit(post_processor: PostProcessor) -> None:
+    """Put the thresholds where calibration has put the limit of each class.
+
+    Args:
+        post_processor: The post-processor of a calibrated model.
+    """
+    for threshold in (post_processor._image_threshold, post_processor._pixel_threshold):
+        threshold.fill_(1.0)
+    for low, high in (
+        (post_processor.image_min, post_processor.image_max),
+        (post_processor.pixel_min, post_processor.pixel_max),
+    ):
+        low.fill_(0.0)
+        high.fill_(2.0)
+
+
+def forget_thresholds(post_processor: PostProcessor) -> None:
+    """Leave a post-processor as one that never saw a validation.
+
+    Args:
+        post_processor: The post-processor of a model.
+    """
+    for _, value in post_processor.named_buffers(recurse=False):
+        value.fill_(math.nan)
 
 
 class LimitPostProcessor(PostProcessor):
@@ -23,11 +50,7 @@ class LimitPostProcessor(PostProcessor):
 
     def __init__(self) -> None:
         super().__init__()
-        for threshold in (self._image_threshold, self._pixel_threshold):
-            threshold.fill_(1.0)
-        for low, high in ((self.image_min, self.image_max), (self.pixel_min, self.pixel_max)):
-            low.fill_(0.0)
-            high.fill_(2.0)
+        set_to_limit(self)
 
     def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
         """Leave the threshold and the range as they are: the checkpoint's may be those of a validation."""

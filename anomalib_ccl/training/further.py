@@ -1,0 +1,37 @@
+"""Trainings that go on from the checkpoint of an earlier one."""
+
+from traceback import walk_stack
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+
+def start_from_weights(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Leave of a checkpoint what a training on other data can begin with: the weights.
+
+    The progress of the loops, the optimizers and their schedules, and what callbacks and the datamodule remember belong
+    to the training that the checkpoint is of.
+
+    Args:
+        checkpoint: What was saved; changed in place.
+        trainer: The trainer of the new training.
+    """
+    checkpoint.pop("loops", None)
+    checkpoint.pop(type(trainer.datamodule).__qualname__, None)  # type: ignore[attr-defined]
+    checkpoint.update(callbacks={}, optimizer_states=[], lr_schedulers=[])
+
+
+def is_test_after_training() -> bool:
+    """Tell whether the checkpoint that is loaded is the one that ``anomalib train --ckpt_path`` began with.
+
+    ``Engine.train`` trains on from a checkpoint and then tests that checkpoint, not what it has trained: the results
+    would be those of the old weights, which would also take the place of the new ones in the model.
+
+    Returns:
+        True within the test at the end of ``Engine.train``.
+    """
+    from anomalib.engine import Engine  # noqa: PLC0415  # imports anomalib.models, whose hook needs this module
+
+    callers = [frame for frame, _ in walk_stack(None)]
+    tests = any(frame.f_code is Trainer.test.__code__ for frame in callers)
+    return tests and any(frame.f_code is Engine.train.__code__ for frame in callers)
