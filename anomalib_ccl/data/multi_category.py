@@ -7,17 +7,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import TestSplitMode, ValSplitMode
+from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_ccl.data.dataset import MultiCategoryDataset
-from anomalib_ccl.data.sampler import CategorySampler
+from anomalib_ccl.data.naming import Entry, category_names
+from anomalib_ccl.data.reading import PixelRanges, find_ranges
+from anomalib_ccl.data.sampler import CategorySampler, one_kind_a_batch
 from anomalib_ccl.data.source import CategorySource
+from anomalib_ccl.data.splits import split_samples
 from anomalib_ccl.data.unreadable import leave_out_unreadable
 
 logger = logging.getLogger(__name__)
@@ -42,8 +46,9 @@ class MultiCategory(AnomalibDataModule):
         categories: Categories to use. ``None`` uses all that are found under ``root``; where ``root`` holds
             nothing yet, all that anomalib can download.
         datasets: Several data sets instead of one. Each entry is a class name or a mapping with the keys
-            ``dataset``, ``root``, ``categories`` and ``dataset_args``. The names of the categories then get
-            the name of their data set in front: ``MVTecAD/bottle``.
+            ``dataset``, ``root``, ``categories`` and ``dataset_args``. Where they are of different kinds, the names
+            of the categories get the kind in front: ``MVTecAD/bottle``. Among those of one kind, only a name that is
+            in several gets the name of its folder in front: ``line1/bottle`` and ``line2/bottle``.
         dataset_args: Further arguments for the datamodule of each category, such as ``normal_dir`` for
             ``Folder`` or ``resolution`` for ``RealIAD``.
         skip_corrupt: Whether images that cannot be read are skipped, with a warning for each, instead of stopping the
@@ -132,6 +137,7 @@ class MultiCategory(AnomalibDataModule):
         self.skip_corrupt = skip_corrupt
         self.max_epochs = max_epochs
         self.category_names: list[str] = []
+        self.ranges = PixelRanges()
         shared = {
             "test_split_mode": test_split_mode,
             "test_split_ratio": test_split_ratio,
@@ -140,7 +146,6 @@ class MultiCategory(AnomalibDataModule):
             "seed": seed,
         }
         shared = {name: value for name, value in shared.items() if value is not None}
-        self._joint = datasets is not None
         if datasets is None:
             one = {"dataset": dataset, "root": root, "categories": categories, "dataset_args": dataset_args}
             entries = [one]
@@ -202,35 +207,49 @@ class MultiCategory(AnomalibDataModule):
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """The validation images; empty where no category has any (``val_split_mode="none"``)."""
-        return super().val_dataloader() if hasattr(self, "val_data") else []
+        return one_kind_a_batch(super().val_dataloader()) if hasattr(self, "val_data") else []
+
+    def test_dataloader(self) -> EVAL_DATALOADERS:
+        """The test images."""
+        return one_kind_a_batch(super().test_dataloader())
 
     def _setup(self, _stage: str | None = None) -> None:
+        samples, datamodule_of = self._samples_of_categories()
+        masked = {name: _has_masks(table) for name, table in samples.items()}
+        self.ranges, deep = find_ranges(path for table in samples.values() for path in table["image_path"])
+        if deep:
+            logger.info("%d images have more than 8 bits: %s", deep, self.ranges)
         train: dict[str, AnomalibDataset] = {}
         val: dict[str, AnomalibDataset] = {}
         test: dict[str, AnomalibDataset] = {}
-        for source in self._sources:
-            for category in source.present():
-                name = f"{source.dataset}/{category}" if self._joint else category
-                if name in train:
-                    msg = f"category '{name}' is in two entries of datasets; leave it out of one of them"
-                    raise ValueError(msg)
-                datamodule = source.set_up(category)
-                train[name] = datamodule.train_data
-                # Not test_data: MVTecAD2 keeps the images that its test set has in the loader only.
-                test[name] = datamodule.test_dataloader().dataset
-                if hasattr(datamodule, "val_data"):
-                    val[name] = datamodule.val_data
+        for name, table in samples.items():
+            # Where there are no defects yet, there are none without a mask.
+            has_masks = masked[name] if _has_defects(table) else any(masked.values())
+            task = TaskType.SEGMENTATION if has_masks else TaskType.CLASSIFICATION
+            train[name], of_validation, test[name] = split_samples(datamodule_of[name], table, task, self.ranges)
+            if of_validation is not None:
+                val[name] = of_validation
         self.category_names = sorted(train)
-        self.train_data = MultiCategoryDataset(train)
-        self.test_data = MultiCategoryDataset(test)
+        self.train_data = MultiCategoryDataset(train, ranges=self.ranges)
+        self.test_data = MultiCategoryDataset(test, ranges=self.ranges)
         if val:
-            self.val_data = MultiCategoryDataset(val)
+            self.val_data = MultiCategoryDataset(val, ranges=self.ranges)
         if self.skip_corrupt:
             leave_out_unreadable(self.train_data, self.test_data, *([self.val_data] if val else []))  # type: ignore[arg-type]
             if lost := sorted(set(train) - set(self.train_data.samples["category"])):
                 msg = f"cannot read any training image of {', '.join(lost)}; name the other categories in `categories`"
                 raise ValueError(msg)
         _warn_about_test_sets(test)
+
+    def _samples_of_categories(self) -> tuple[dict[str, pd.DataFrame], dict[str, AnomalibDataModule]]:
+        """The samples and anomalib's datamodule of each category, by its name."""
+        entries = [Entry(source.dataset, source.root, source.present()) for source in self._sources]
+        samples, datamodule_of = {}, {}
+        for source, names in zip(self._sources, category_names(entries), strict=True):
+            for category, name in names.items():
+                samples[name] = source.samples(category, check=not self.skip_corrupt)
+                datamodule_of[name] = source.build(category)
+        return samples, datamodule_of
 
     def _create_test_split(self) -> None:
         """Nothing to do: the datamodule of each category has split its images."""
@@ -253,14 +272,31 @@ def _source(entry: dict[str, Any], shared: dict[str, Any]) -> CategorySource:
     return CategorySource(entry["dataset"], entry.get("root"), entry.get("categories"), arguments)
 
 
+def _has_defects(samples: pd.DataFrame) -> bool:
+    return bool((samples["label_index"] == LabelName.ABNORMAL).any())
+
+
+def _has_masks(samples: pd.DataFrame) -> bool:
+    return bool((samples["mask_path"].map(len) > 0).any())
+
+
 def _warn_about_test_sets(test: dict[str, AnomalibDataset]) -> None:
     maskless = sorted(name for name, dataset in test.items() if dataset.task != TaskType.SEGMENTATION)
     if 0 < len(maskless) < len(test):
         logger.warning("Pixel metrics leave out the categories without masks: %s", ", ".join(maskless))
-    one_sided = sorted(name for name, dataset in test.items() if not dataset.has_normal)
-    if one_sided:
-        logger.warning(
-            "No normal test images, so no AUROC of their own, in %s; "
-            "test_split_mode='from_dir' keeps those that the data set has",
-            ", ".join(one_sided),
-        )
+    for name, dataset in test.items():
+        without = dataset.samples[dataset.samples["mask_path"].map(len) == 0]
+        without = without[without["label_index"] == LabelName.ABNORMAL]
+        if len(without) and name not in maskless:
+            logger.warning(
+                "Pixel metrics leave out %d defective images of %s that have no mask: %s",
+                len(without),
+                name,
+                ", ".join(without["image_path"]),
+            )
+    for has, kind, way_out in (
+        ("has_normal", "normal", "; test_split_mode='from_dir' keeps those that the data set has"),
+        ("has_anomalous", "defective", ""),
+    ):
+        if one_sided := sorted(name for name, dataset in test.items() if not getattr(dataset, has)):
+            logger.warning("No %s test images, so no AUROC of their own, in %s%s", kind, ", ".join(one_sided), way_out)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
-from torch.utils.data import DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 class CategorySampler(DistributedSampler[int]):
@@ -73,6 +74,55 @@ class CategorySampler(DistributedSampler[int]):
             _Repair(order, self.labels, self.batch_size, generator).run()
         for start in range(self.rank * self.batch_size, self.total_size, self.num_replicas * self.batch_size):
             yield from order[start : start + self.batch_size]
+
+
+class MaskBatchSampler(BatchSampler):
+    """Batches of images that all come with a mask, or all without.
+
+    A batch has masks for all of its images or for none. It ends early where the next image is of the other kind.
+
+    Args:
+        sampler: Gives the images in their order.
+        batch_size: Images in a batch.
+        drop_last: Must be False; Lightning sets it.
+        masked: Of each image of the data set whether it comes with a mask; all alike if it is empty.
+
+    Example:
+        >>> list(MaskBatchSampler(range(5), 2, masked=[True, True, True, False, False]))
+        [[0, 1], [2], [3, 4]]
+    """
+
+    def __init__(
+        self, sampler: Iterable[int], batch_size: int, drop_last: bool = False, masked: Sequence[bool] = ()
+    ) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.masked = masked
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _, group in groupby(self.sampler, key=lambda index: bool(self.masked) and self.masked[index]):
+            while batch := list(islice(group, self.batch_size)):
+                yield batch
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def one_kind_a_batch(loader: Any) -> DataLoader:  # noqa: ANN401
+    """Give the images of a loader in batches that all come with a mask, or all without.
+
+    Args:
+        loader: Loader of a :class:`~anomalib_ccl.data.MultiCategoryDataset`, in its order.
+
+    Returns:
+        A loader of the same images; the same loader if all are of one kind.
+    """
+    masked = loader.dataset.samples["masked"].tolist()
+    if len(set(masked)) < 2:
+        return loader
+    batches = MaskBatchSampler(loader.sampler, loader.batch_size, masked=masked)
+    return DataLoader(
+        loader.dataset, batch_sampler=batches, num_workers=loader.num_workers, collate_fn=loader.collate_fn
+    )
 
 
 def _full_batches(images: int, total: int, batch_size: int, generator: np.random.Generator) -> list[int]:

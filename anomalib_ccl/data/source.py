@@ -1,20 +1,28 @@
-"""Where the categories of an anomalib data set lie, and the datamodule of each."""
+"""Where the categories of an anomalib data set lie, and the samples of each."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datamodules import image as image_datamodules
+from anomalib.data.utils import LabelName, Split
+
+from anomalib_ccl.data.files import check_files
+from anomalib_ccl.data.layouts import LAYOUTS, Layout, read_folders, read_layout, read_raw_visa, read_real_iad
+from anomalib_ccl.data.misspelt import alike, nearest_first, nearest_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+logger = logging.getLogger(__name__)
 
 
 def joinable_datamodules() -> dict[str, type[AnomalibDataModule]]:
@@ -34,7 +42,10 @@ def joinable_datamodules() -> dict[str, type[AnomalibDataModule]]:
 
 
 class CategorySource:
-    """One data set: finds its categories on disk and builds the datamodule of each.
+    """One data set: finds its categories on disk, and the samples of each.
+
+    anomalib's datamodule of the data set knows what can be downloaded, the defaults and how to split. The folders are
+    read by :mod:`anomalib_ccl.data.layouts`.
 
     Args:
         dataset: Class name of an anomalib image datamodule that has categories, or ``"Folder"``, for which
@@ -42,6 +53,9 @@ class CategorySource:
         root: Folder of the data set. ``None`` takes the datamodule's own default.
         categories: Categories to use. ``None`` uses all that are found under ``root``.
         arguments: Further arguments of the datamodule, the same for each category.
+
+    Attributes:
+        root: The folder of the data set, absolute; links in it are kept.
 
     Raises:
         ValueError: If ``dataset`` is not the name of such a datamodule, if it does not take one of the
@@ -80,41 +94,50 @@ class CategorySource:
                 "normal_dir inside each, for example root: ./products, dataset_args: {normal_dir: good}"
             )
             raise ValueError(msg)
+        self._default_root = None if dataset == "Folder" else Path(datamodules[dataset]().root).absolute()  # type: ignore[attr-defined, call-arg]
         if root is not None:
-            self._arguments["root"] = root
+            self._arguments["root"] = Path(root).absolute()
         # An instance knows what was left to its defaults: root, resolution.
-        self._prototype = self._build()
-        self.root = Path(self._prototype.root)
+        self._prototype = self.build()
+        self.root = Path(self._prototype.root).absolute()
         package = self._datamodule_class.__module__.replace("datamodules", "datasets")
         self._published: tuple[str, ...] = getattr(importlib.import_module(package), "CATEGORIES", ())
+        self._layout = LAYOUTS.get(dataset, Layout())
+        if dataset == "MVTecAD2":
+            test = f"test_{self._prototype.test_type.value}"
+            splits = {**self._layout.splits, test: Split.TEST}
+            self._layout = self._layout._replace(splits=splits, masks=(test, "ground_truth", "*"))
 
     def find(self) -> list[str]:
         """Categories on disk, sorted; empty where there are none."""
-        if self.dataset == "Kaputt":
-            # Its categories are values in a table, not folders.
-            table = self.root / "datasets" / "query-train.parquet"
-            return sorted(self._published) if table.exists() else []
-        for head, tail in self._layouts():
-            found = [path.name for path in (self.root / head).glob("*") if (path / tail).is_dir()]
-            if found:
-                return sorted(found)
-        return []
+        return self._find_in(self.root)
 
     def prepare(self) -> None:
-        """Let the categories' datamodules prepare their data, which downloads what anomalib can download.
+        """Have anomalib download what is not there, if it can and is plainly meant to.
+
+        It is meant to if ``root`` is an empty folder or is not given; or if it is not there but is called as anomalib
+        calls the folder of the data set, inside a folder that is there. A misspelt root starts no download.
 
         Raises:
-            FileNotFoundError: If nothing is on disk and the download failed, or if ``root`` holds folders but
-                none of this data set: it is then most likely the wrong root.
-            ValueError: If a category is neither on disk nor one of those that the data set has.
+            FileNotFoundError: If nothing is on disk and nothing is to be downloaded, or the download failed; or if
+                ``root`` holds folders but none of this data set.
+            ValueError: If a category is neither on disk nor, where there is none at all, published.
         """
         found = self.find()
-        if not found and self.root.is_dir() and any(path.is_dir() for path in self.root.iterdir()):
-            raise self._nothing_found()
-        known = sorted({*found, *self._published})
-        if known:
-            self._check(known)
-        names: Iterable[str | None] = self.categories or found or self._published or [None]
+        if found:
+            self._check(found)
+            return
+        if self.root.is_dir():
+            if self.dataset == "Folder" or any(path.is_dir() for path in self.root.iterdir()):
+                raise self._nothing_found()
+        elif not self._root_is_to_be_made():
+            raise self._no_root()
+        if self._published:
+            self._check(self._published)
+        if self.dataset == "BTech":  # which anomalib moves to its place, and into a folder that is there already
+            with suppress(OSError):
+                self.root.rmdir()
+        names: Iterable[str | None] = self.categories or self._published or [None]
         for category in names:
             self._prepare(category)
 
@@ -127,41 +150,58 @@ class CategorySource:
         """
         found = self.find()
         if not found:
-            raise self._nothing_found()
+            raise self._nothing_found() if self.root.is_dir() else self._no_root()
         self._check(found)
         return self.categories or found
 
-    def set_up(self, category: str) -> AnomalibDataModule:
-        """The category's own datamodule, with its splits made.
+    def samples(self, category: str, *, check: bool = True) -> pd.DataFrame:
+        """Find the samples of a category.
+
+        Args:
+            category: One of those that are present.
+            check: Whether all files must be there.
+
+        Returns:
+            A table of :class:`~anomalib_ccl.data.layouts.Sample`.
 
         Raises:
-            ValueError: If the category has no training image or cannot be set up.
+            ValueError: If the category has no training image, if its masks and images do not find each other, or if a
+                file is not there.
         """
-        folders = [self.root / head / category for head, _ in self._layouts()]
-        folder = next((folder for folder in folders if folder.is_dir()), self.root)
-        what = f"category '{category}' of {self.dataset} in {folder}"
+        what = f"category '{category}' of {self.dataset} in {self._folder(category)}"
         way_out = "repair its folder, or name the other categories in `categories`"
         try:
-            datamodule = self._build(category)
-            with _strings_as_objects():
-                datamodule.setup()
-        except Exception as error:
+            samples = self._read(category)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
             msg = f"{what} cannot be set up: {error}; {way_out}"
             raise ValueError(msg) from error
-        if len(datamodule.train_data) == 0:
+        in_training = samples["split"] == Split.TRAIN.value
+        defective = in_training & (samples["label_index"] == LabelName.ABNORMAL)
+        if defective.any():
+            logger.warning(
+                "Left out %d training images of %s that are not normal, such as %s",
+                defective.sum(),
+                what,
+                samples["image_path"][defective].iloc[0],
+            )
+            samples = samples[~defective].reset_index(drop=True)
+        if not (samples["split"] == Split.TRAIN.value).any():
             msg = f"{what} has no training image; {way_out}"
             raise ValueError(msg)
-        return datamodule
+        if check:
+            masks = [path for paths in samples["mask_path"] for path in ([paths] if isinstance(paths, str) else paths)]
+            check_files([*samples["image_path"], *filter(None, masks)], what)
+        return samples
 
-    def _prepare(self, category: str | None) -> None:
-        try:
-            self._build(category).prepare_data()
-        except OSError as error:
-            msg = f"{self.dataset} is not complete under {self.root} and cannot be downloaded: {error}"
-            raise FileNotFoundError(msg) from error
+    def build(self, category: str | None = None) -> Any:  # noqa: ANN401
+        """Build anomalib's datamodule of a category.
 
-    def _build(self, category: str | None = None) -> Any:  # noqa: ANN401
-        """A datamodule of the category, or of the data set's default category."""
+        Args:
+            category: The category, or ``None`` for the default one of the data set.
+
+        Returns:
+            The datamodule, not set up.
+        """
         arguments = {"num_workers": 0, **self._arguments}
         if self.dataset == "Folder":
             arguments.update(name=category or "", root=Path(arguments["root"]) / (category or ""))
@@ -169,34 +209,102 @@ class CategorySource:
             arguments["category"] = category
         return self._datamodule_class(**arguments)
 
-    def _layouts(self) -> list[tuple[str, str]]:
-        """Pairs ``(head, tail)`` of folders ``root/head/<category>/tail``; the first that is there counts."""
+    def _read(self, category: str) -> pd.DataFrame:
+        folder = self._folder(category)
+        if self.dataset == "Folder":
+            names = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir", "extensions")
+            return read_folders(folder, **{key: self._arguments[key] for key in names if key in self._arguments})
+        if self.dataset == "RealIAD":
+            table = self.root / str(self._prototype.json_path).format(category=category)
+            return read_real_iad(folder, table)
+        if self.dataset == "Kaputt":
+            return self._read_by_anomalib(category)
+        if self.dataset == "Visa" and folder.parent == self.root:
+            return read_raw_visa(self.root, category)
+        return read_layout(folder, self._layout)
+
+    def _read_by_anomalib(self, category: str) -> pd.DataFrame:
+        datamodule = self.build(category)
+        with _strings_as_objects():
+            datamodule._setup()
+        subsets = [getattr(datamodule, f"{split.value}_data", None) for split in (Split.TRAIN, Split.VAL, Split.TEST)]
+        return pd.concat([subset.samples for subset in subsets if subset is not None], ignore_index=True)
+
+    def _folder(self, category: str) -> Path:
         if self.dataset == "Visa":
             # anomalib's split makes folders for all twelve categories, even where the raw data hold fewer.
-            return [("", "Data"), ("visa_pytorch", "train")]
+            split = self.root / "visa_pytorch" / category
+            return split if any(split.glob("train/good/*")) else self.root / category
         if self.dataset == "RealIAD":
-            return [(f"realiad_{self._prototype.resolution}", "")]
-        if self.dataset == "Folder":
-            normal_dir = self._arguments["normal_dir"]
-            return [("", str(normal_dir if isinstance(normal_dir, str | Path) else normal_dir[0]))]
-        return [("", "train")]
+            return self.root / f"realiad_{self._prototype.resolution}" / category
+        return self.root if self.dataset == "Kaputt" else self.root / category
 
-    def _check(self, available: Collection[str]) -> None:
+    def _find_in(self, root: Path) -> list[str]:
+        if self.dataset == "Kaputt":
+            # Its categories are values in a table, not folders.
+            return sorted(self._published) if (root / "datasets" / "query-train.parquet").exists() else []
+        for head, tails in self._places():
+            folders = (path for path in (root / head).glob("*") if not path.name.startswith("."))
+            found = [path.name for path in folders if any((path / tail).is_dir() for tail in tails)]
+            if found:
+                return sorted(found)
+        return []
+
+    def _places(self) -> list[tuple[str, list[str]]]:
+        """Folders ``root/<head>/<category>/<tail>``, any of which makes a category; the first head that has any."""
+        if self.dataset == "Visa":
+            return [("", ["Data"]), ("visa_pytorch", ["train", "test"])]
+        if self.dataset == "RealIAD":
+            return [(f"realiad_{self._prototype.resolution}", [""])]
+        if self.dataset == "Folder":
+            dirs = (self._arguments.get(key) or [] for key in ("normal_dir", "abnormal_dir"))
+            return [("", [str(name) for d in dirs for name in ([d] if isinstance(d, str | Path) else d)])]
+        return [("", list(self._layout.splits))]
+
+    def _root_is_to_be_made(self) -> bool:
+        default = self._default_root
+        if default is None or not (self.root == default or (self.root.name == default.name and self._parent_is_there)):
+            return False
+        # Not where the data lie beside it under a name that differs in case or underscores.
+        beside = self.root.parent.glob("*") if self._parent_is_there else []
+        return not any(alike(path.name, self.root.name) and self._find_in(path) for path in beside)
+
+    @property
+    def _parent_is_there(self) -> bool:
+        return self.root.parent.is_dir()
+
+    def _prepare(self, category: str | None) -> None:
+        try:
+            self.build(category).prepare_data()
+        except (OSError, RuntimeError) as error:
+            msg = f"{self.dataset} is not complete under {self.root} and cannot be downloaded: {error}"
+            raise FileNotFoundError(msg) from error
+
+    def _check(self, available: Iterable[str]) -> None:
         for category in self.categories:
             if category not in available:
-                msg = f"category '{category}' not found under {self.root}; found {', '.join(available)}"
+                names = ", ".join(nearest_first(category, available))
+                msg = f"category '{category}' not found under {self.root}; found {names}"
                 raise ValueError(msg)
 
     def _nothing_found(self) -> FileNotFoundError:
-        head, tail = self._layouts()[-1]
-        layout = self.root / head / "<category>" / tail
+        head, tails = self._places()[-1]
+        layout = self.root / head / "<category>" / tails[0]
         msg = f"no category of {self.dataset} found: there is no folder {layout}; check root and dataset"
+        return FileNotFoundError(msg)
+
+    def _no_root(self) -> FileNotFoundError:
+        near = nearest_folder(self.root)
+        hints = [f"did you mean {near}?"] if near else []
+        if self.dataset != "Folder":
+            hints.append(f"make it, empty, to have {self.dataset} downloaded into it where anomalib can")
+        msg = "; ".join([f"there is no folder {self.root}: check root", *hints])
         return FileNotFoundError(msg)
 
 
 @contextmanager
 def _strings_as_objects() -> Iterator[None]:
-    """Undo the string type of pandas 3, with which MVTecAD2, MVTecLOCO and AutoVI of anomalib 2.7 fail."""
+    """Undo the string type of pandas 3, with which Kaputt of anomalib 2.7 fails."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*future.infer_string")
         with pd.option_context("future.infer_string", False):

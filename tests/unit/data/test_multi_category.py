@@ -70,7 +70,7 @@ def test_kaputt_materials_are_categories(tmp_path):
     assert datamodule.train_data.samples.groupby("category").size().to_dict() == {"cardboard": 4, "paper": 4}
 
 
-def test_raw_visa_is_split_by_anomalib_first(tmp_path):
+def test_raw_visa_is_split_by_its_table_without_a_copy(tmp_path):
     rows = []
     for name in ("candle", "pcb1"):
         data = tmp_path / name / "Data"
@@ -91,6 +91,8 @@ def test_raw_visa_is_split_by_anomalib_first(tmp_path):
     assert datamodule.category_names == ["candle", "pcb1"]
     assert datamodule.train_data.samples.groupby("category").size().to_dict() == {"candle": 3, "pcb1": 3}
     assert datamodule.test_data.samples.groupby("category").size().to_dict() == {"candle": 3, "pcb1": 3}
+    assert datamodule.test_data.task == "segmentation"
+    assert not (tmp_path / "visa_pytorch").exists()
 
 
 def test_categories_that_are_named_are_used_alone_and_sorted(two_categories, make_category):

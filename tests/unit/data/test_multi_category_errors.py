@@ -43,12 +43,6 @@ def test_empty_category_is_named_with_its_folder(dataset, tmp_path):
         joined(dataset, tmp_path)
 
 
-def test_category_that_its_datamodule_refuses_is_named_with_the_reason(two_categories):
-    next((two_categories / "cable" / "ground_truth" / "bad").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"category 'cable' of MVTecAD in .*cable cannot be set up: .+"):
-        joined("MVTecAD", two_categories)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("broken", ["image", "mask"])
 def test_unreadable_file_stops_the_epoch_with_its_path(two_categories, broken, num_workers):
@@ -115,6 +109,7 @@ def test_entries_of_the_joint_setting_are_checked(two_categories):
 
 def test_empty_root_is_filled_by_the_download_of_anomalib(tmp_path, make_category, monkeypatch):
     root = tmp_path / "set"
+    root.mkdir()
 
     def download(target, info):
         assert (target, info.name) == (root, "mvtecad")
@@ -133,6 +128,7 @@ def test_failed_download_is_told_with_root_and_cause(tmp_path, monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("anomalib.data.datamodules.image.mvtecad.download_and_extract", download)
+    (tmp_path / "set").mkdir()
     datamodule = MultiCategory("MVTecAD", tmp_path / "set")
     with pytest.raises(FileNotFoundError, match=r"MVTecAD is not complete under .*set .*no route to host"):
         datamodule.prepare_data()

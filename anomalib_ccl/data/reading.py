@@ -1,0 +1,284 @@
+"""How images of any kind become floats: the one rule, for training, prediction and export alike.
+
+Images of 8 bits are divided by 255. Of deeper images, black and white are those of the whole data set, never of the
+single image: whole numbers are divided by the smallest of 255, 1023, 4095, 16383 and 65535 that none of its images
+exceeds; floats are taken as they are where all lie between 0 and 1, else from the lowest to the highest there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import to_dtype, to_image
+from torchvision.tv_tensors import Mask
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Range = tuple[float, float]
+
+# The whites of cameras of 8, 10, 12, 14 and 16 bits, whose frames are all kept in 16; and of 32 bits.
+_WHITES = [2**bits - 1 for bits in (8, 10, 12, 14, 16, 32)]
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".ppm")
+_EXIF_ORIENTATION = 0x0112
+# How an image is turned upright, by the orientation that its EXIF data tell.
+_UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: np.swapaxes(pixels, 0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(np.swapaxes(pixels, 0, 1), 2),
+    8: np.rot90,
+}
+
+
+@dataclass(frozen=True)
+class PixelRanges:
+    """Which values of deep images are black and white; plain numbers, so that a checkpoint can keep them.
+
+    Args:
+        integers: Black and white of images of whole numbers with more than 8 bits. ``None`` is 0 and the largest
+            number of their type: 65535 for 16 bits.
+        floats: Black and white of images of floats.
+    """
+
+    integers: Range | None = None
+    floats: Range = (0.0, 1.0)
+
+    def of(self, dtype: np.dtype) -> Range:
+        """Black and white of images of a type.
+
+        Args:
+            dtype: The type of their pixels.
+
+        Raises:
+            ValueError: If pixels cannot be of that type.
+        """
+        if dtype.kind == "b":
+            return 0, 1
+        if dtype.kind == "f":
+            return self.floats
+        if dtype.kind not in "iu":
+            msg = f"pixels of type {dtype} are no image; whole numbers and floats are"
+            raise ValueError(msg)
+        if dtype.itemsize == 1 or self.integers is None:
+            return 0, int(np.iinfo(dtype).max)
+        return self.integers
+
+
+def to_rgb(image: Image.Image | NDArray, ranges: PixelRanges | None = None) -> NDArray:
+    """Make floats in three channels of an image of any kind.
+
+    Grey is expanded, alpha dropped. Nothing is clipped: what is brighter than white becomes more than 1.
+
+    Args:
+        image: A PIL image of any mode, or an array of shape ``(H, W)`` or ``(H, W, C)`` with 1 to 4 channels: grey,
+            grey and alpha, RGB, RGB and alpha.
+        ranges: Black and white of deep images; by default those of their type, which are 0 and 1 for floats.
+
+    Returns:
+        Array of shape ``(H, W, 3)`` and type float32, in [0, 1].
+
+    Raises:
+        ValueError: If the array has another shape, if its type is none of an image, or if some of its floats are no
+            numbers.
+
+    Example:
+        >>> frame = np.full((2, 2), 65535, np.uint16)
+        >>> to_rgb(frame).max(), to_rgb(frame // 16, PixelRanges(integers=(0, 4095))).max()
+        (np.float32(1.0), np.float32(1.0))
+        >>> to_rgb(Image.new("RGBA", (3, 2), (255, 0, 51, 7)))[0, 0]
+        array([1. , 0. , 0.2], dtype=float32)
+    """
+    return _scaled(_three_channels(_pixels(image)), ranges or PixelRanges())
+
+
+def read_image(path: str | Path, ranges: PixelRanges | None = None, *, upright: bool = True) -> Tensor:
+    """Read an image of any kind from a file.
+
+    Args:
+        path: The file.
+        ranges: Black and white of deep images; by default those of their type.
+        upright: Whether the image is turned as its EXIF data tell.
+
+    Returns:
+        Tensor of shape ``(3, H, W)`` and type float32, in [0, 1].
+
+    Raises:
+        OSError: If the file is no image, or not a whole one.
+        ValueError: If some of its floats are no numbers.
+    """
+    pixels, orientation = _load(path)
+    if upright:
+        pixels = _UPRIGHT.get(orientation, np.asarray)(pixels)
+    pixels = _three_channels(pixels)
+    if pixels.dtype == np.uint8:
+        # As anomalib does, to the last bit.
+        return to_dtype(to_image(np.ascontiguousarray(pixels)), torch.float32, scale=True)
+    return to_image(_scaled(pixels, ranges or PixelRanges()))
+
+
+def read_masks(paths: Iterable[str | Path], image_path: str | Path, size: tuple[int, int]) -> Mask:
+    """Read the masks of an image.
+
+    Args:
+        paths: The files. All pixels but 0 are defective, whatever their value; in JPEG files, which blur, those above
+            half of the brightest.
+        image_path: The image. A mask that was painted on it before it was turned upright is turned too, which its
+            size tells.
+        size: Height and width of the image, to which the masks are brought.
+
+    Returns:
+        Tensor of shape ``(H, W)`` and type uint8: 1 where any of the masks has a defect, else 0.
+
+    Raises:
+        OSError: If a file is no image, or not a whole one.
+    """
+    return Mask(torch.from_numpy(reduce(np.maximum, [_read_mask(path, image_path, size) for path in paths])))
+
+
+def is_deep(path: str | Path) -> bool:
+    """Tell from the head of a file whether its pixels have more than 8 bits.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether they do; False if it cannot be read.
+    """
+    if not _has_suffix(path, *_DEEP_SUFFIXES):
+        return False
+    try:
+        with Image.open(path) as image:
+            return _is_deep(image)
+    except OSError:
+        return _has_suffix(path, ".tif", ".tiff")  # which PIL cannot read where they have several channels of floats
+
+
+def find_ranges(paths: Iterable[str | Path]) -> tuple[PixelRanges, int]:
+    """Find black and white of the deep images of a data set; only those are read, once.
+
+    Args:
+        paths: The files. Those that cannot be read are passed over: reading them later tells why.
+
+    Returns:
+        The ranges, by the rule of this module, and how many of the images are deep.
+    """
+    deep = [path for path in paths if is_deep(path)]
+    extremes: dict[str, list[Range]] = {"integers": [], "floats": []}
+    for path in tqdm(deep, "Finding the range of deep images", disable=None if deep else True):
+        try:
+            pixels = _three_channels(_load(path)[0])
+        except (OSError, ValueError):
+            continue
+        if pixels.dtype != np.uint8 and np.isfinite(pixels).all():
+            kind = "floats" if pixels.dtype.kind == "f" else "integers"
+            extremes[kind].append((float(pixels.min()), float(pixels.max())))
+    return PixelRanges(_integer_range(extremes["integers"]), _float_range(extremes["floats"])), len(deep)
+
+
+def _integer_range(extremes: list[Range]) -> Range | None:
+    if not extremes:
+        return None
+    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+    return (0, next(white for white in _WHITES if high <= white)) if low >= 0 else (low, max(high, low + 1))
+
+
+def _float_range(extremes: list[Range]) -> Range:
+    low, high = min((low for low, _ in extremes), default=0), max((high for _, high in extremes), default=1)
+    return (0, 1) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+
+
+def _load(path: str | Path) -> tuple[NDArray, int]:
+    """The pixels of a file as they lie there, and the EXIF orientation that they still have to be turned by."""
+    if not _has_suffix(path, ".tif", ".tiff"):
+        with Image.open(path) as image:
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            return (_load_channels(path) if _loses_bits(image) else _pixels(image)), orientation
+    try:
+        # PIL turns these by itself when it reads them.
+        with Image.open(path) as image:
+            return (_load_channels(path) if _loses_bits(image) else _pixels(image)), 1
+    except Image.UnidentifiedImageError:
+        return _load_channels(path), 1
+
+
+def _load_channels(path: str | Path) -> NDArray:
+    """Read deep pixels in several channels, which PIL cannot read, or in 8 bits only."""
+    with open(path, "rb") as file:  # noqa: PTH123  # one name for str and Path
+        pixels = cv2.imdecode(np.frombuffer(file.read() or b"\0", np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        msg = f"cannot identify image file '{path}'"
+        raise OSError(msg)
+    return pixels[..., [2, 1, 0]] if pixels.shape[2:] in {(3,), (4,)} else pixels  # from BGR
+
+
+def _pixels(image: Image.Image | NDArray) -> NDArray:
+    """The pixels of an image: 8 bits in RGB, or deep as they are."""
+    if not isinstance(image, Image.Image):
+        return image
+    if image.mode == "I" and image.format in {"PNG", "PPM"}:
+        return np.asarray(image).astype(np.uint16)  # PIL has no other type for them
+    return np.array(image if _is_single_and_deep(image) else image.convert("RGB"))
+
+
+def _is_single_and_deep(image: Image.Image) -> bool:
+    return image.mode in {"I", "F"} or image.mode.startswith("I;16")
+
+
+def _loses_bits(image: Image.Image) -> bool:
+    """Whether PIL would make 8 bits of 16, which it does where there are several channels."""
+    raw = "".join(str(tile.args) for tile in image.tile)  # type: ignore[attr-defined]
+    return not _is_single_and_deep(image) and ";16" in raw
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return _is_single_and_deep(image) or _loses_bits(image)
+
+
+def _has_suffix(path: str | Path, *suffixes: str) -> bool:
+    return str(path).lower().endswith(suffixes)
+
+
+def _three_channels(pixels: NDArray) -> NDArray:
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if pixels.ndim not in {2, 3} or not 1 <= channels <= 4:
+        msg = f"an array of shape {pixels.shape} is no image; those of shape (H, W) and (H, W, 1 to 4) are"
+        raise ValueError(msg)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return np.repeat(pixels[..., :1], 3, axis=-1) if channels <= 2 else pixels[..., :3]
+
+
+def _scaled(pixels: NDArray, ranges: PixelRanges) -> NDArray:
+    black, white = ranges.of(pixels.dtype)
+    scaled = ((pixels.astype(np.float64) - black) / (white - black)).astype(np.float32)
+    if not np.isfinite(scaled).all():
+        msg = "some of its pixels are no numbers (NaN or infinite)"
+        raise ValueError(msg)
+    return scaled
+
+
+def _read_mask(path: str | Path, image_path: str | Path, size: tuple[int, int]) -> NDArray:
+    pixels, orientation = _load(path)
+    pixels = _three_channels(_UPRIGHT.get(orientation, np.asarray)(pixels)).max(axis=-1)
+    defect = (pixels > (pixels.max() / 2 if _has_suffix(path, ".jpg", ".jpeg") else 0)).astype(np.uint8)
+    if defect.shape != size:
+        with Image.open(image_path) as image:
+            stored, orientation = image.size[::-1], image.getexif().get(_EXIF_ORIENTATION, 1)
+        if stored != size and defect.shape[0] * stored[1] == defect.shape[1] * stored[0]:
+            defect = _UPRIGHT.get(orientation, np.asarray)(defect)
+        defect = np.asarray(Image.fromarray(defect).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(defect)
