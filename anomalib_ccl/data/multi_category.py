@@ -218,7 +218,7 @@ class MultiCategory(AnomalibDataModule):
         masked = {name: _has_masks(table) for name, table in samples.items()}
         self.ranges, deep = find_ranges(path for table in samples.values() for path in table["image_path"])
         if deep:
-            logger.info("%d images have more than 8 bits: %s", deep, self.ranges)
+            logger.info("%d images have more than 8 bits; from black to white go %s", deep, self.ranges)
         train: dict[str, AnomalibDataset] = {}
         val: dict[str, AnomalibDataset] = {}
         test: dict[str, AnomalibDataset] = {}

@@ -57,6 +57,10 @@ class PixelRanges:
     integers: Range | None = None
     floats: Range = (0.0, 1.0)
 
+    def __str__(self) -> str:
+        low, high = self.integers or (0, "the largest number of their type")
+        return f"whole numbers from {low} to {high} and floats from {self.floats[0]:g} to {self.floats[1]:g}"
+
     def of(self, dtype: np.dtype) -> Range:
         """Black and white of images of a type.
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What a download that was cut short leaves behind.
+_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".xz"}
+
 
 def joinable_datamodules() -> dict[str, type[AnomalibDataModule]]:
     """The image datamodules of anomalib that have categories, and ``Folder``, by class name.
@@ -115,8 +118,9 @@ class CategorySource:
     def prepare(self) -> None:
         """Have anomalib download what is not there, if it can and is plainly meant to.
 
-        It is meant to if ``root`` is an empty folder or is not given; or if it is not there but is called as anomalib
-        calls the folder of the data set, inside a folder that is there. A misspelt root starts no download.
+        It is meant to if ``root`` is not given, or is a folder with nothing in it but archives; or if it is not there
+        but is called as anomalib calls the folder of the data set, inside a folder that is there. A misspelt root
+        starts no download.
 
         Raises:
             FileNotFoundError: If nothing is on disk and nothing is to be downloaded, or the download failed; or if
@@ -128,7 +132,7 @@ class CategorySource:
             self._check(found)
             return
         if self.root.is_dir():
-            if self.dataset == "Folder" or any(path.is_dir() for path in self.root.iterdir()):
+            if self.dataset == "Folder" or not all(path.suffix in _ARCHIVES for path in self.root.iterdir()):
                 raise self._nothing_found()
         elif not self._root_is_to_be_made():
             raise self._no_root()
