@@ -14,11 +14,13 @@ from anomalib.data.predict import PredictDataset
 from anomalib.data.utils import image as image_utils
 from anomalib.data.utils import path as path_utils
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, default_collate
 
 from anomalib_ccl.data.dataset import MultiCategoryDataset
 from anomalib_ccl.data.files import images_in
 from anomalib_ccl.data.reading import PixelRanges, is_deep, read_image
-from anomalib_ccl.data.samples import datasets_of
+from anomalib_ccl.data.samples import collate_of, datasets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,16 +85,24 @@ class ReadAsTrained(Callback):
     """Has every model that MultiCategory trained read all later images as those that it was trained on.
 
     The ranges of its images (:class:`~anomalib_ccl.data.reading.PixelRanges`) become the model's ``pixel_ranges``, and
-    a part of its checkpoints.
+    a part of its checkpoints. A user's own ``DataLoader`` without a ``collate_fn`` gets that of its images.
 
     Example:
         >>> from anomalib.engine import Engine
         >>> engine = Engine(callbacks=[ReadAsTrained()])  # needless where the plugin is installed
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See to the images of a run before any worker begins to read them."""
+        for loader in _loaders(trainer):
+            if isinstance(loader, DataLoader) and loader.collate_fn is default_collate:
+                loader.collate_fn = collate_of(loader.dataset) or default_collate
+        _read_alike(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the ranges from the training images."""
-        found = [d.ranges for d in _datasets(trainer.train_dataloader) if isinstance(d, MultiCategoryDataset)]
+        loader: Any = trainer.train_dataloader
+        found = [data.ranges for data in datasets_of(loader.dataset) if isinstance(data, MultiCategoryDataset)]
         model: Any = pl_module
         model.pixel_ranges = found[0] if found else None
 
@@ -105,18 +115,7 @@ class ReadAsTrained(Callback):
         """Take the ranges from a checkpoint."""
         model: Any = pl_module
         model.pixel_ranges = ranges_of(checkpoint)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read validation images as in training."""
-        _read_alike(trainer.val_dataloaders, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read test images as in training."""
-        _read_alike(trainer.test_dataloaders, pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read images to be predicted as in training."""
-        _read_alike(trainer.predict_dataloaders, pl_module)
+        _read_alike(trainer, pl_module)
 
 
 def ranges_of(checkpoint: dict[str, Any]) -> PixelRanges | None:
@@ -163,13 +162,23 @@ def _has_control_characters(path: str | Path) -> bool:
     return any(unicodedata.category(character) == "Cc" for character in str(path))
 
 
-def _datasets(loaders: Any) -> list[Any]:  # noqa: ANN401
-    loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
-    return [dataset for loader in loaders if loader is not None for dataset in datasets_of(loader.dataset)]
+def _loaders(trainer: Trainer) -> list[Any]:
+    """The data loaders that a trainer was given; none where it was given a datamodule."""
+    training: Any = trainer.fit_loop
+    loops = (training, training.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+    # When they are made known as trainer.test_dataloaders and so on, workers are reading already.
+    given = [loop._data_source.instance for loop in loops]
+    flat = [loader for one in given for loader in (one if isinstance(one, list | tuple) else [one])]
+    return [loader for loader in flat if hasattr(loader, "dataset")]
 
 
-def _read_alike(loaders: Any, model: Any) -> None:  # noqa: ANN401
+def _read_alike(trainer: Trainer, model: Any) -> None:  # noqa: ANN401
+    """Have the images of a run read as those of the training, unless it is a training."""
     ranges = getattr(model, "pixel_ranges", None)
-    for dataset in _datasets(loaders):
-        if ranges is not None and isinstance(dataset, MultiCategoryDataset | FolderImages):
+    if ranges is None or trainer.state.fn == TrainerFn.FITTING:
+        return
+    subsets = [getattr(trainer.datamodule, f"{name}_data", None) for name in ("val", "test")]  # type: ignore[attr-defined]
+    datasets = [data for loader in _loaders(trainer) for data in datasets_of(loader.dataset)]
+    for dataset in [*subsets, *datasets]:
+        if isinstance(dataset, MultiCategoryDataset | FolderImages):
             dataset.ranges = ranges

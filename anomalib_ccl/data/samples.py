@@ -64,16 +64,16 @@ def datasets_of(dataset: Any) -> list[Any]:  # noqa: ANN401
     return [dataset]
 
 
-def collate_of(dataset: Dataset) -> Callable:
+def collate_of(dataset: Dataset) -> Callable | None:
     """Find the function that joins items of a data set to a batch, which a ``Subset`` does not tell.
 
     Args:
-        dataset: As for :func:`samples_of`.
+        dataset: As for :func:`datasets_of`.
 
     Returns:
-        The ``collate_fn`` of the data set that it is made of.
+        The ``collate_fn`` of the data set that it is made of; None where that has none.
     """
-    return datasets_of(dataset)[0].collate_fn
+    return getattr(datasets_of(dataset)[0], "collate_fn", None)
 
 
 def with_augmentations(dataset: Any, augmentations: Transform | None) -> Any:  # noqa: ANN401
