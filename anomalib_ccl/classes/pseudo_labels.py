@@ -11,6 +11,7 @@ from sklearn.metrics import v_measure_score
 from torch import Tensor
 
 from anomalib_ccl.classes.clustering import ClassCount, check_class_count, pooled, pseudo_classes
+from anomalib_ccl.data.samples import samples_of
 from anomalib_ccl.training.training_pass import training_images
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def find_pseudo_labels(
         ValueError: If k is more than the number of training images, or the processes have different images.
     """
     loader: Any = model.trainer.train_dataloader
-    samples = loader.dataset.samples
+    samples = samples_of(loader.dataset)
     paths = samples["image_path"].astype(str)
     # On all processes, so that none waits for one that failed.
     check_class_count(k, len(paths))

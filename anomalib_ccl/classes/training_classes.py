@@ -12,6 +12,7 @@ from torch import Tensor
 from anomalib_ccl.classes.clustering import ClassCount, check_class_count
 from anomalib_ccl.classes.labels import ClassLabels, class_names
 from anomalib_ccl.classes.pseudo_labels import find_pseudo_labels
+from anomalib_ccl.data.samples import samples_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class TrainingClasses:
 
     def _known(self, trainer: Trainer, loader: Any) -> dict[str, str] | None:  # noqa: ANN401
         category = getattr(trainer.datamodule, "category", "")  # type: ignore[attr-defined]
-        return class_names(loader.dataset.samples, self._source, category)
+        return class_names(samples_of(loader.dataset), self._source, category)
 
     def labels(self, batch: ImageBatch) -> Tensor:
         """Look up the classes of training images.

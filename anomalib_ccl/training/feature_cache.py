@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Resize, Transform
 
+from anomalib_ccl.data.samples import datasets_of
 from anomalib_ccl.training.training_pass import first_training_image
 
 
@@ -52,7 +53,8 @@ class FeatureCache(Callback):
             OSError: If the folder cannot be written to, or has not enough room.
         """
         dataset: Any = trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        _refuse_augmentations(dataset.augmentations)
+        for part in datasets_of(dataset):
+            _refuse_augmentations(part.augmentations)
         with trainer.precision_plugin.forward_context():  # so that the maps have the type of those in training
             maps = pl_module.model.network.encode(first_training_image(pl_module).to(pl_module.dtype))
         self.open(maps, len(dataset) * trainer.num_devices)

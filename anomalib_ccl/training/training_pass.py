@@ -1,7 +1,6 @@
 """One pass over a Trainer's training images, as the model sees them, outside of its own loops."""
 
 from collections.abc import Iterable, Iterator
-from copy import copy
 from typing import Any, TypeVar
 
 from anomalib.data import ImageBatch
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 from tqdm.auto import tqdm
+
+from anomalib_ccl.data.samples import collate_of, with_augmentations
 
 T = TypeVar("T")
 
@@ -59,12 +60,13 @@ def plain_loader(loader: DataLoader, pre_processor: nn.Module | None) -> DataLoa
         A loader of batches of the same size; their images are resized as the pre-processor does, so that those of
         several sizes fit into a batch.
     """
-    dataset: Any = copy(loader.dataset)
+    dataset = loader.dataset
     transform: Any = getattr(pre_processor, "transform", None)
     # Where the pre-processor does not resize, the augmentations may have to.
     if resizes := extract_transforms_by_type(transform, Resize):
-        dataset.augmentations = resizes[0]
-    return DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=dataset.collate_fn)
+        dataset = with_augmentations(dataset, resizes[0])
+    batch_size = getattr(loader.batch_sampler, "batch_size", 1)  # the loader has none if it was given a sampler of them
+    return DataLoader(dataset, batch_size, num_workers=loader.num_workers, collate_fn=collate_of(dataset))
 
 
 def _pre_processed(batch: ImageBatch, model: AnomalibModule) -> ImageBatch:
