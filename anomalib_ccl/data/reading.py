@@ -207,15 +207,15 @@ def _float_range(extremes: list[Range]) -> Range:
 
 def _load(path: str | Path) -> tuple[NDArray, int]:
     """The pixels of a file as they lie there, and the EXIF orientation that they still have to be turned by."""
-    if not _has_suffix(path, ".tif", ".tiff"):
-        with Image.open(path) as image:
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            return (_load_channels(path) if _loses_bits(image) else _pixels(image)), orientation
     try:
-        # PIL turns these by itself when it reads them.
         with Image.open(path) as image:
-            return (_load_channels(path) if _loses_bits(image) else _pixels(image)), 1
+            loses_bits = _loses_bits(image)  # asked first: the EXIF data of a PNG file come with all of it
+            # PIL turns TIFF images by itself when it reads them.
+            orientation = 1 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
+            return (_load_channels(path) if loses_bits else _pixels(image)), orientation
     except Image.UnidentifiedImageError:
+        if not _has_suffix(path, ".tif", ".tiff"):
+            raise
         return _load_channels(path), 1
 
 

@@ -60,6 +60,8 @@ def split_samples(
     own_validation = type(datamodule).__name__ in _WITH_VALIDATION
     if len(parts[Split.VAL]) and (own_validation or datamodule.val_split_mode == ValSplitMode.FROM_DIR):
         datamodule.val_data = parts[Split.VAL]
+    if len(datamodule.train_data) > 1:  # so that a few training images give one for the test, where it has none
+        datamodule.test_split_ratio = max(datamodule.test_split_ratio, 1 / len(datamodule.train_data))
     with _synthetic_images_from(ranges):
         # The test images of MVTecAD2 stay together.
         if "test_split_mode" in inspect.signature(type(datamodule)).parameters:
