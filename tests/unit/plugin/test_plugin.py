@@ -205,6 +205,7 @@ def test_trainers_get_our_callbacks_once_anomalib_is_in_use(run_fresh):
         import anomalib.data
         assert [type(callback).__name__ for callback in callbacks()] == [
             "RunFolder",
+            "ReadAsTrained",
             "CategoryReport",
             "Steadiness",
             "CategoryVisualizer",
