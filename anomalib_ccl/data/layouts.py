@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,8 @@ from anomalib_ccl.data.masks import pair_masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from anomalib.data import AnomalibDataModule
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +212,24 @@ def read_raw_visa(root: Path, category: str) -> pd.DataFrame:
                 mask = str(root / row["mask"]) if row["mask"] else ""
                 samples.append(Sample(str(root / row["image"]), row["label"], int(index), mask, row["split"]))
     return _table(samples)
+
+
+def read_by_anomalib(datamodule: AnomalibDataModule) -> pd.DataFrame:
+    """Find the samples of a category as anomalib does, for Kaputt, whose categories are values in a table.
+
+    Args:
+        datamodule: anomalib's datamodule of the category.
+
+    Returns:
+        A table of :class:`Sample`.
+    """
+    with warnings.catch_warnings():
+        # With the string type of pandas 3 anomalib 2.7 fails.
+        warnings.filterwarnings("ignore", message=".*future.infer_string")
+        with pd.option_context("future.infer_string", False):
+            datamodule._setup()
+    subsets = [getattr(datamodule, f"{split.value}_data", None) for split in (Split.TRAIN, Split.VAL, Split.TEST)]
+    return pd.concat([subset.samples for subset in subsets if subset is not None], ignore_index=True)
 
 
 def _masked_label(folders: tuple[str, ...], layout: Layout) -> tuple[str, str] | None:

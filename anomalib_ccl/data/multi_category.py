@@ -21,7 +21,7 @@ from anomalib_ccl.data.naming import Entry, category_names
 from anomalib_ccl.data.reading import PixelRanges, find_ranges
 from anomalib_ccl.data.sampler import CategorySampler, one_kind_a_batch
 from anomalib_ccl.data.source import CategorySource
-from anomalib_ccl.data.splits import split_samples
+from anomalib_ccl.data.splits import split_samples, tasks
 from anomalib_ccl.data.unreadable import leave_out_unreadable
 
 logger = logging.getLogger(__name__)
@@ -215,18 +215,15 @@ class MultiCategory(AnomalibDataModule):
 
     def _setup(self, _stage: str | None = None) -> None:
         samples, datamodule_of = self._samples_of_categories()
-        masked = {name: _has_masks(table) for name, table in samples.items()}
         self.ranges, deep = find_ranges(path for table in samples.values() for path in table["image_path"])
         if deep:
             logger.info("%d images have more than 8 bits; from black to white go %s", deep, self.ranges)
+        task = tasks(samples)
         train: dict[str, AnomalibDataset] = {}
         val: dict[str, AnomalibDataset] = {}
         test: dict[str, AnomalibDataset] = {}
         for name, table in samples.items():
-            # Where there are no defects yet, there are none without a mask.
-            has_masks = masked[name] if _has_defects(table) else any(masked.values())
-            task = TaskType.SEGMENTATION if has_masks else TaskType.CLASSIFICATION
-            train[name], of_validation, test[name] = split_samples(datamodule_of[name], table, task, self.ranges)
+            train[name], of_validation, test[name] = split_samples(datamodule_of[name], table, task[name], self.ranges)
             if of_validation is not None:
                 val[name] = of_validation
         self.category_names = sorted(train)
@@ -272,14 +269,6 @@ def _source(entry: dict[str, Any], shared: dict[str, Any]) -> CategorySource:
     return CategorySource(entry["dataset"], entry.get("root"), entry.get("categories"), arguments)
 
 
-def _has_defects(samples: pd.DataFrame) -> bool:
-    return bool((samples["label_index"] == LabelName.ABNORMAL).any())
-
-
-def _has_masks(samples: pd.DataFrame) -> bool:
-    return bool((samples["mask_path"].map(len) > 0).any())
-
-
 def _warn_about_test_sets(test: dict[str, AnomalibDataset]) -> None:
     maskless = sorted(name for name, dataset in test.items() if dataset.task != TaskType.SEGMENTATION)
     if 0 < len(maskless) < len(test):
@@ -292,7 +281,7 @@ def _warn_about_test_sets(test: dict[str, AnomalibDataset]) -> None:
                 "Pixel metrics leave out %d defective images of %s that have no mask: %s",
                 len(without),
                 name,
-                ", ".join(without["image_path"]),
+                ", ".join(without["image_path"][:20]) + (" and more" if len(without) > 20 else ""),
             )
     for has, kind, way_out in (
         ("has_normal", "normal", "; test_split_mode='from_dir' keeps those that the data set has"),

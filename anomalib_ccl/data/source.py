@@ -5,27 +5,34 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datamodules import image as image_datamodules
 from anomalib.data.utils import LabelName, Split
 
 from anomalib_ccl.data.files import check_files
-from anomalib_ccl.data.layouts import LAYOUTS, Layout, read_folders, read_layout, read_raw_visa, read_real_iad
+from anomalib_ccl.data.layouts import (
+    LAYOUTS,
+    Layout,
+    read_by_anomalib,
+    read_folders,
+    read_layout,
+    read_raw_visa,
+    read_real_iad,
+)
 from anomalib_ccl.data.misspelt import alike, nearest_first, nearest_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
+
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
-# What a download that was cut short leaves behind.
-_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".xz"}
+_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".xz"}  # what a download that was cut short leaves behind
 
 
 def joinable_datamodules() -> dict[str, type[AnomalibDataModule]]:
@@ -141,8 +148,7 @@ class CategorySource:
         if self.dataset == "BTech":  # which anomalib moves to its place, and into a folder that is there already
             with suppress(OSError):
                 self.root.rmdir()
-        names: Iterable[str | None] = self.categories or self._published or [None]
-        for category in names:
+        for category in self.categories or self._published or (None,):
             self._prepare(category)
 
     def present(self) -> list[str]:
@@ -222,17 +228,10 @@ class CategorySource:
             table = self.root / str(self._prototype.json_path).format(category=category)
             return read_real_iad(folder, table)
         if self.dataset == "Kaputt":
-            return self._read_by_anomalib(category)
+            return read_by_anomalib(self.build(category))
         if self.dataset == "Visa" and folder.parent == self.root:
             return read_raw_visa(self.root, category)
         return read_layout(folder, self._layout)
-
-    def _read_by_anomalib(self, category: str) -> pd.DataFrame:
-        datamodule = self.build(category)
-        with _strings_as_objects():
-            datamodule._setup()
-        subsets = [getattr(datamodule, f"{split.value}_data", None) for split in (Split.TRAIN, Split.VAL, Split.TEST)]
-        return pd.concat([subset.samples for subset in subsets if subset is not None], ignore_index=True)
 
     def _folder(self, category: str) -> Path:
         if self.dataset == "Visa":
@@ -266,16 +265,11 @@ class CategorySource:
         return [("", list(self._layout.splits))]
 
     def _root_is_to_be_made(self) -> bool:
-        default = self._default_root
-        if default is None or not (self.root == default or (self.root.name == default.name and self._parent_is_there)):
+        default, parent = self._default_root, self.root.parent
+        if default is None or not (self.root == default or (self.root.name == default.name and parent.is_dir())):
             return False
         # Not where the data lie beside it under a name that differs in case or underscores.
-        beside = self.root.parent.glob("*") if self._parent_is_there else []
-        return not any(alike(path.name, self.root.name) and self._find_in(path) for path in beside)
-
-    @property
-    def _parent_is_there(self) -> bool:
-        return self.root.parent.is_dir()
+        return not any(alike(path.name, self.root.name) and self._find_in(path) for path in parent.glob("*"))
 
     def _prepare(self, category: str | None) -> None:
         try:
@@ -304,12 +298,3 @@ class CategorySource:
             hints.append(f"make it, empty, to have {self.dataset} downloaded into it where anomalib can")
         msg = "; ".join([f"there is no folder {self.root}: check root", *hints])
         return FileNotFoundError(msg)
-
-
-@contextmanager
-def _strings_as_objects() -> Iterator[None]:
-    """Undo the string type of pandas 3, with which Kaputt of anomalib 2.7 fails."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*future.infer_string")
-        with pd.option_context("future.infer_string", False):
-            yield

@@ -7,16 +7,16 @@ import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import Split, ValSplitMode, synthetic
+from anomalib.data.utils import LabelName, Split, ValSplitMode, synthetic
 
 from anomalib_ccl.data.reading import PixelRanges, read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import pandas as pd
-    from anomalib import TaskType
     from torch import Tensor
 
 # Whatever their split mode, their folders of validation images are used.
@@ -38,6 +38,25 @@ class CategoryImages(AnomalibDataset):
     def samples(self, samples: pd.DataFrame) -> None:
         """Set the samples; unlike anomalib, without a look for the file of each at each split."""
         self._samples = samples.sort_values(by="image_path", ignore_index=True)
+
+
+def tasks(samples: Mapping[str, pd.DataFrame]) -> dict[str, TaskType]:
+    """Tell which categories have masks.
+
+    Args:
+        samples: The samples of each category, by its name.
+
+    Returns:
+        Segmentation for the categories with masks, and, if there are any, for those without defects yet, whose masks
+        are all black; classification for the others.
+    """
+    masked = {name: bool((table["mask_path"].map(len) > 0).any()) for name, table in samples.items()}
+    found = {}
+    for name, table in samples.items():
+        has_defects = (table["label_index"] == LabelName.ABNORMAL).any()
+        has_masks = masked[name] if has_defects else any(masked.values())
+        found[name] = TaskType.SEGMENTATION if has_masks else TaskType.CLASSIFICATION
+    return found
 
 
 def split_samples(
