@@ -65,12 +65,11 @@ def _validation_loaders(trainer: Trainer) -> list[tuple[DataLoader, float]]:
 
 def _anew(loader: Any) -> Iterable[Any]:  # noqa: ANN401  # whatever a user gives to Lightning
     """Give a loader fresh workers: the interrupt that ends a training may have ended those that it has."""
-    if not isinstance(loader, DataLoader) or loader.batch_size is None:
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return loader
     return DataLoader(
         loader.dataset,
-        loader.batch_size,
-        sampler=loader.sampler,
+        batch_sampler=loader.batch_sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
     )

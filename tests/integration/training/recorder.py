@@ -37,6 +37,7 @@ class Recorder(Callback):
         if trainer.global_step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer.global_step == self.interrupt_at:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
             os.kill(os.getpid(), signal.SIGINT)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:

@@ -36,6 +36,8 @@ class Interrupt(Callback):
     def _press(self, trainer: Any, in_validation: bool) -> None:
         if trainer.global_step == self.step and in_validation == self.in_validation:
             self.pressed = True
+            # Where the tests run in the background, Ctrl-C is ignored; after an interrupt, Lightning leaves it so.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), self.by)
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
