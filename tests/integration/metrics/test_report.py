@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import DataLoader
 
 from anomalib_ccl.data import MultiCategory
-from anomalib_ccl.metrics import CategoryReport, CategoryVisualizer
+from anomalib_ccl.metrics import CategoryReport, ImageReport
 from anomalib_ccl.metrics.category import FIGURES
 from anomalib_ccl.metrics.table import report_table
 
@@ -67,7 +67,7 @@ class Broken(Callback):
 
 def make_engine(root: Path, *callbacks: Callback, **arguments) -> Engine:
     return Engine(
-        callbacks=[CategoryReport(), CategoryVisualizer(), *callbacks],
+        callbacks=[CategoryReport(), ImageReport(), *callbacks],
         default_root_dir=root,
         accelerator="cpu",
         enable_progress_bar=False,
