@@ -10,7 +10,6 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 _SMALLEST = 13  # pixels, below which letters are hard to read
-_HEIGHT = 1 / 16  # of the letters, as a part of the picture's
 _DEJAVU = str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))  # Latin, Greek, Cyrillic, Hebrew, Arabic
 
 
@@ -31,7 +30,7 @@ def add_caption(picture: Image.Image, text: str, config: dict[str, Any]) -> Imag
         >>> add_caption(Image.new("RGB", (768, 256)), "bottle, score 0.775, anomalous", config).width
         768
     """
-    size = config["size"] or max(_SMALLEST, round(picture.height * _HEIGHT))
+    size = config["size"] or max(_SMALLEST, min(picture.height // 12, picture.width // 24))
     path, text = _font_for(text, config["font"])
     font = ImageFont.truetype(path, size)
     margin = size // 3
@@ -89,5 +88,8 @@ def _path(font: str | None) -> str | None:
 
 
 def _missing(path: str, letters: set[str]) -> set[str]:
-    font = FT2Font(path)
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):  # a font that matplotlib remembers, but that is gone or broken
+        return letters
     return {letter for letter in letters if not font.get_char_index(ord(letter))}

@@ -4,32 +4,29 @@ from itertools import count
 from pathlib import Path
 
 PREDICTIONS, HEATMAPS = "predictions.csv", "images"
-# Beside the heatmaps, if the folder is ours: one that was there before may hold photographs.
-_MARK = ".heatmaps"
 
 
-def set_aside(folder: Path) -> Path | None:
+def set_aside(folder: Path, *names: str) -> Path | None:
     """Move what an earlier test or prediction has left in a run's folder.
 
     anomalib makes a new folder for each training alone: a test or a prediction writes to that of the last training or,
     if it is on other data, to one that it shares with all others like it.
 
     Args:
-        folder: The folder of the run. ``predictions.csv`` is moved, and ``images`` if :func:`heatmap_folder` has made
-            it.
+        folder: The folder of the run.
+        *names: The files and folders in it that are moved.
 
     Returns:
-        ``earlier/1``, ``earlier/2``, … in it, to which they were moved, or None if there was nothing.
+        ``earlier/1``, ``earlier/2``, … in it, to which they were moved, or None if there were none.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     Path(folder, "predictions.csv").touch()
-        ...     moved = set_aside(Path(folder))
+        ...     moved = set_aside(Path(folder), PREDICTIONS, HEATMAPS)
         ...     print(moved.relative_to(folder).as_posix(), [path.name for path in moved.iterdir()])
         earlier/1 ['predictions.csv']
     """
-    names = [PREDICTIONS, *([HEATMAPS, _MARK] if (folder / _MARK).exists() else [])]
     found = [folder / name for name in names if (folder / name).exists()]
     if not found:
         return None
@@ -38,19 +35,3 @@ def set_aside(folder: Path) -> Path | None:
     for path in found:
         path.rename(place / path.name)
     return place
-
-
-def heatmap_folder(folder: Path) -> Path:
-    """Make the folder for the heatmaps of a run.
-
-    Args:
-        folder: The folder of the run.
-
-    Returns:
-        ``images`` in it, which may be there already.
-    """
-    images = folder / HEATMAPS
-    if not images.exists():
-        images.mkdir()
-        (folder / _MARK).touch()
-    return images

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from anomalib_ccl.metrics.caption import add_caption
-from anomalib_ccl.metrics.earlier import heatmap_folder
 from anomalib_ccl.metrics.full_disk import FULL, writing_to
 
 logger = logging.getLogger(__name__)
@@ -28,13 +27,12 @@ class Heatmaps:
 
     Args:
         visualizers: They keep their settings, ``output_dir`` and ``text_config`` among them.
-        folder: The folder of the run, with ``images`` in it for visualizers without ``output_dir``.
+        folder: Where those without ``output_dir`` write.
     """
 
     def __init__(self, visualizers: list[ImageVisualizer], folder: Path) -> None:
         self._visualizers = visualizers
-        with writing_to(folder):
-            self.folders = [Path(x.output_dir) if x.output_dir else heatmap_folder(folder) for x in visualizers]
+        self.folders = [Path(x.output_dir or folder) for x in visualizers]
         self._failed = 0
 
     def __bool__(self) -> bool:

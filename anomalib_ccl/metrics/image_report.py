@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from anomalib.callbacks.timer import TimerCallback
 from anomalib.data import AnomalibDataModule, ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
@@ -12,7 +13,7 @@ from torch.utils.data import DistributedSampler
 
 from anomalib_ccl.data.dataset import MultiCategoryDataset
 from anomalib_ccl.metrics.callers import caller
-from anomalib_ccl.metrics.earlier import PREDICTIONS, set_aside
+from anomalib_ccl.metrics.earlier import HEATMAPS, PREDICTIONS, set_aside
 from anomalib_ccl.metrics.full_disk import writing_to
 from anomalib_ccl.metrics.heatmaps import Heatmaps, own_visualizers
 from anomalib_ccl.metrics.images import PassImages, datasets_of
@@ -75,7 +76,7 @@ class ImageReport(PredictionObserver):
         self._seen = Counter[int]()
         self._file = PredictionsFile(folder / PREDICTIONS)
         visualizers = own_visualizers(trainer.callbacks)  # type: ignore[attr-defined]
-        self._heatmaps = Heatmaps(visualizers, folder)
+        self._heatmaps = Heatmaps(visualizers, folder / HEATMAPS)
         self._replaced = trainer.callbacks  # type: ignore[attr-defined]
         others = [x for x in self._replaced if x is not self and x not in visualizers]
         # Last, because the post-processor makes score, verdict and map what they are to be.
@@ -88,7 +89,9 @@ class ImageReport(PredictionObserver):
         if trainer.is_global_zero:
             with writing_to(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                self._earlier = set_aside(folder)
+                # Without anomalib's Engine, the folder is by default the current one: its images may be photographs.
+                by_engine = any(isinstance(x, TimerCallback) for x in trainer.callbacks)  # type: ignore[attr-defined]
+                self._earlier = set_aside(folder, PREDICTIONS, *([HEATMAPS] if by_engine else []))
             file = PredictionsFile(folder / PREDICTIONS)
             file.add([Prediction._fields])
             file.close()

@@ -124,7 +124,7 @@ class PredictionsFile:
             OSError: If there is no room for them.
         """
         with writing_to(self.path.parent):
-            csv.writer(self._file).writerows(rows)
+            csv.writer(self._file, lineterminator="\n").writerows(rows)
             self._file.flush()
 
     def close(self) -> None:
