@@ -52,22 +52,21 @@ class ImageReport(PredictionObserver):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready for the images of a test."""
-        self._start(trainer, pl_module, trainer.test_loop)
+        self._start(trainer, pl_module, trainer.test_dataloaders, trainer.test_loop._data_source.instance)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready for the images of a prediction."""
-        self._start(trainer, pl_module, trainer.predict_loop)
+        self._start(trainer, pl_module, trainer.predict_dataloaders, trainer.predict_loop._data_source.instance)
         if self._file is not None and caller("AnomalibCLI", "_run_subcommand"):
             trainer.predict_loop.return_predictions = False
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule, loop: Any) -> None:  # noqa: ANN401
+    def _start(self, trainer: Trainer, pl_module: LightningModule, loaders: Any, source: object) -> None:  # noqa: ANN401
         """Look up the images, make the file, and take the place of the visualizers."""
-        self._loaders = CombinedLoader(loop._combined_loader.iterables, "sequential").flattened
+        self._loaders = CombinedLoader(loaders, "sequential").flattened
         datasets = datasets_of(self._loaders)
         if not isinstance(pl_module, CCL) and not any(isinstance(x, MultiCategoryDataset) for x in datasets):
             return
-        # A Trainer keeps the datamodule of an earlier call when it is later given dataloaders.
-        source = loop._data_source.instance
+        # Not the Trainer's datamodule, which stays that of an earlier call when dataloaders are given to a later one.
         category = source.category if isinstance(source, AnomalibDataModule) else ""
         path = (caller("Engine", "predict") or {}).get("data_path")
         predicted = str(Path(path).resolve()) if path is not None and Path(path).is_dir() else None
@@ -117,6 +116,8 @@ class ImageReport(PredictionObserver):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the results are, and give the visualizers their place back."""
+        if self._file is not None:
+            trainer.strategy.barrier()  # until all processes have written theirs
         self._stop(trainer)
 
     on_predict_end = on_test_end

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from anomalib.data import ImageBatch
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule
@@ -86,16 +85,12 @@ def _threshold(model: Any, batch: ImageBatch) -> np.floating | None:  # noqa: AN
     post_processor = getattr(model, "post_processor", None)
     if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
         return None
-    if batch.pred_score is None:
-        return None
-    # torch compares in the type of the scores.
-    return _numbers(post_processor.normalized_image_threshold.to(batch.pred_score.dtype))[0]
+    return None if batch.pred_score is None else _numbers(post_processor.normalized_image_threshold)[0]
 
 
 def _numbers(tensor: Tensor) -> Any:  # noqa: ANN401
-    """The numbers, in a type that prints as few digits as tell two of them apart."""
-    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return wide.detach().flatten().cpu().numpy()
+    """The numbers, in numpy's single precision, which prints as few digits as tell two of them apart."""
+    return tensor.flatten().cpu().numpy()
 
 
 class PredictionsFile:
@@ -124,7 +119,7 @@ class PredictionsFile:
             OSError: If there is no room for them.
         """
         with writing_to(self.path.parent):
-            csv.writer(self._file, lineterminator="\n").writerows(rows)
+            csv.writer(self._file).writerows(rows)
             self._file.flush()
 
     def close(self) -> None:
