@@ -171,6 +171,19 @@ def is_deep(path: str | Path) -> bool:
         return _has_suffix(path, ".tif", ".tiff")  # which PIL cannot read where they have several channels of floats
 
 
+def is_turned(path: str | Path) -> bool:
+    """Tell from the head of a file whether its EXIF data say that the image is to be turned.
+
+    Args:
+        path: The file, an image that PIL can read.
+
+    Returns:
+        Whether they do.
+    """
+    with Image.open(path) as image:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+
+
 def find_ranges(paths: Iterable[str | Path]) -> tuple[PixelRanges, int]:
     """Find black and white of the deep images of a data set; only those are read, once.
 

@@ -4,10 +4,11 @@ import os
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from traceback import walk_stack
 
 import pandas as pd
 from anomalib.pipelines.benchmark.job import BenchmarkJob
+
+from anomalib_ccl.metrics.callers import caller
 
 
 def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:
@@ -28,9 +29,10 @@ def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:
         >>> keep_benchmark_rows(pd.DataFrame({"category": ["bottle"]})) is None
         True
     """
-    job = _running_job()
-    if job is None:
+    running = caller("BenchmarkJob", "run")
+    if running is None:
         return None
+    job: BenchmarkJob = running["self"]
     path = _benchmark_csv()
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = [pd.read_csv(path)] if path.exists() else []
@@ -40,14 +42,6 @@ def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:
     rows = [{**head, **row, **configuration} for row in report.to_dict("records")]
     pd.concat([*earlier, pd.DataFrame(rows)]).to_csv(path, index=False)
     return path
-
-
-def _running_job() -> BenchmarkJob | None:
-    """Find the job among the callers: anomalib tells neither the Trainer nor the model that it runs them."""
-    for frame, _ in walk_stack(None):
-        if frame.f_code.co_name == "run" and isinstance(job := frame.f_locals.get("self"), BenchmarkJob):
-            return job
-    return None
 
 
 @cache

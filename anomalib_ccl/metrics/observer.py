@@ -16,14 +16,14 @@ class PredictionObserver(Callback):
 
     stages: ClassVar[frozenset[RunningStage]]
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int) -> None:
+    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, dataloader_idx: int) -> None:
         """Look at a batch with its predictions.
 
         Args:
             trainer: The trainer that makes the pass.
             pl_module: The model.
             batch: Images with their paths, predictions and masks.
-            batch_idx: Number of the batch in this pass.
+            dataloader_idx: Number of the data loader that it is of.
         """
         raise NotImplementedError
 
@@ -37,8 +37,8 @@ class PredictionObserver(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Pass a batch on if the loop is one of those that are looked at."""
-        del outputs, dataloader_idx
+        del outputs, batch_idx
         if trainer.state.stage in self.stages:
-            self.observe(trainer, pl_module, batch, batch_idx)
+            self.observe(trainer, pl_module, batch, dataloader_idx)
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _of_any_loop

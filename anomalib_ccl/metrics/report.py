@@ -48,9 +48,9 @@ class CategoryReport(PredictionObserver):
         data = images_of(trainer, trainer.test_dataloaders, "test_data")
         self._collector = None if data is None else Collector(data, pl_module)
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int) -> None:
+    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, dataloader_idx: int) -> None:
         """Add a batch of predictions."""
-        del pl_module, batch_idx
+        del pl_module, dataloader_idx
         if self._collector is not None:
             self._collector.add(trainer, batch)
 

@@ -43,9 +43,9 @@ class Steadiness(PredictionObserver):
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         self._collector = Collector(data, pl_module) if data is not None and in_training else None
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int) -> None:
+    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, dataloader_idx: int) -> None:
         """Add a batch of predictions."""
-        del pl_module, batch_idx
+        del pl_module, dataloader_idx
         if self._collector is not None:
             self._collector.add(trainer, batch)
 

@@ -44,23 +44,23 @@ def callbacks() -> "list[Callback]":
     """Make the callbacks that every Lightning ``Trainer`` in this environment gets.
 
     Returns:
-        The run's folder, the reading of images, the report and the heatmaps of each category and the steadiness, or
-        nothing: if the plug-in is switched off; if ``anomalib.data`` has not been imported, so that a Trainer far from
-        anomalib costs nothing; or, after a warning, if they cannot be made.
+        The run's folder, the reading of images, the report of each category, the steadiness and the report of each
+        image, or nothing: if the plug-in is switched off; if ``anomalib.data`` has not been imported, so that a Trainer
+        far from anomalib costs nothing; or, after a warning, if they cannot be made.
 
     Example:
         >>> import anomalib.data
         >>> [type(callback).__name__ for callback in callbacks()]
-        ['RunFolder', 'ReadAsTrained', 'CategoryReport', 'Steadiness', 'CategoryVisualizer']
+        ['RunFolder', 'ReadAsTrained', 'CategoryReport', 'Steadiness', 'ImageReport']
     """
     if switch.disabled() or "anomalib.data" not in sys.modules:
         return []
     try:
         from anomalib_ccl.data.prediction import ReadAsTrained  # noqa: PLC0415  # heavy
-        from anomalib_ccl.metrics import CategoryReport, CategoryVisualizer, Steadiness  # noqa: PLC0415  # heavy
+        from anomalib_ccl.metrics import CategoryReport, ImageReport, Steadiness  # noqa: PLC0415  # heavy
         from anomalib_ccl.plugin.run_folder import RunFolder  # noqa: PLC0415
 
-        return [RunFolder(), ReadAsTrained(), CategoryReport(), Steadiness(), CategoryVisualizer()]
+        return [RunFolder(), ReadAsTrained(), CategoryReport(), Steadiness(), ImageReport()]
     except Exception as error:  # a Trainer must work whatever is wrong here
         switch.report(error)
         return []

@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import DataLoader
 
 from anomalib_ccl.data import MultiCategory
-from anomalib_ccl.metrics import CategoryReport, CategoryVisualizer
+from anomalib_ccl.metrics import CategoryReport, ImageReport
 from anomalib_ccl.metrics.category import FIGURES
 from anomalib_ccl.metrics.table import report_table
 
@@ -67,7 +67,7 @@ class Broken(Callback):
 
 def make_engine(root: Path, *callbacks: Callback, **arguments) -> Engine:
     return Engine(
-        callbacks=[CategoryReport(), CategoryVisualizer(), *callbacks],
+        callbacks=[CategoryReport(), ImageReport(), *callbacks],
         default_root_dir=root,
         accelerator="cpu",
         enable_progress_bar=False,
@@ -140,6 +140,7 @@ def run(root, tmp_path_factory) -> SimpleNamespace:
         logged=logged,
         report=pd.read_csv(folder / "categories.csv"),
         heatmaps=heatmaps(folder / "images"),
+        predictions=pd.read_csv(folder / "predictions.csv"),
     )
 
 
@@ -209,6 +210,14 @@ def test_table_fits_an_ordinary_terminal_where_data_sets_are_joined():
 
 def test_heatmaps_of_equal_file_names_do_not_overwrite_each_other(run):
     assert run.heatmaps == EXPECTED_HEATMAPS
+
+
+def test_rows_of_images_have_all_but_the_product_which_padim_does_not_tell(run):
+    frame = run.predictions
+    assert frame["product"].isna().all()
+    assert (frame["category"] == frame["path"].map(lambda path: Path(path).parts[-4])).all()
+    assert (frame["defective"] == frame["path"].str.contains("/bad/")).all()
+    assert ((frame["score"] > frame["threshold"]) == (frame["verdict"] == "anomalous")).all()
 
 
 def test_prediction_writes_its_heatmaps_where_a_test_does(root, tmp_path):
@@ -342,6 +351,8 @@ def test_two_processes_report_what_one_does(root, tmp_path):
         reports.append(pd.read_csv(folder_of(engine) / "categories.csv"))
         assert engine.trainer.world_size == devices
         assert heatmaps(folder_of(engine) / "images") == EXPECTED_HEATMAPS
+        paths = pd.read_csv(folder_of(engine) / "predictions.csv")["path"]
+        assert len(paths) == paths.nunique() == 17
     pd.testing.assert_frame_equal(*reports, atol=1e-4, rtol=0)
     one, two = ({name: figures[name] for name in MEANS} for figures in logged)
     assert two == pytest.approx(one, abs=1e-4, nan_ok=True)

@@ -73,15 +73,25 @@ def test_validate_and_test_run_from_a_checkpoint(
     assert ("mean_image_AUROC" in output) == (command == "test")
 
 
-def test_predict_runs_on_a_flat_folder_of_images_of_any_size(
+def test_predict_leaves_a_row_and_a_heatmap_of_every_image_in_a_folder_and_says_where(
     sample_root: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    flat = tmp_path / "some_images"
-    flat.mkdir()
-    for index, path in enumerate(sorted(sample_root.glob("*/test/good/*.png"))[:3]):
-        Image.open(path).convert("RGB").resize([(50, 70), (300, 20), (4, 4)][index]).save(flat / f"{index}.png")
-    run(tmp_path, "predict", *MODEL, f"--ckpt_path={checkpoint}", f"--data={flat}", "--trainer.accelerator=cpu")
-    assert len(list((tmp_path / "results").rglob("images/some_images/*.png"))) == 3
+    names = ["0.png", "line 1/0.png", "line 2/0.png"]
+    for name, path, size in zip(
+        names, sorted(sample_root.glob("*/test/good/*.png")), [(50, 70), (300, 20), (4, 4)], strict=False
+    ):
+        target = tmp_path / "some images" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert("RGB").resize(size).save(target)
+    arguments = [*MODEL, f"--ckpt_path={checkpoint}", "--data=some images", "--trainer.accelerator=cpu"]
+    output = run(tmp_path, "predict", *arguments)
+    results = tmp_path / "results/CCL/latest"
+    frame = pd.read_csv(results / "predictions.csv")
+    assert frame["path"].tolist() == [str(tmp_path / "some images" / name) for name in names]
+    assert ((frame["score"] > frame["threshold"]) == (frame["verdict"] == "anomalous")).all()
+    assert {x.relative_to(results / "images").as_posix() for x in results.rglob("images/**/*.png")} == set(names)
+    assert output.count(f"Predictions: {results / 'predictions.csv'}\n") == 1
+    assert output.count(f"Heatmaps: {results / 'images'}\n") == 1
 
 
 def test_export_and_predict_with_openvino(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:

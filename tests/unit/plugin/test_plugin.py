@@ -208,7 +208,7 @@ def test_trainers_get_our_callbacks_once_anomalib_is_in_use(run_fresh):
             "ReadAsTrained",
             "CategoryReport",
             "Steadiness",
-            "CategoryVisualizer",
+            "ImageReport",
         ]
     """)
 
