@@ -2,7 +2,8 @@
 
     python examples/predict_openvino.py MODEL.xml IMAGE PICTURE.png
 
-Without CCL, anomalib's own OpenVINOInferencer does the same with the same file, except that it tells no product.
+IMAGE is grey or in colour, with 8 or 16 bits. Without CCL, anomalib's own OpenVINOInferencer does the same with the
+same file, except that it tells no product and reads 8 bits alone.
 """
 
 import sys

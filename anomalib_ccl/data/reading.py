@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -50,7 +50,7 @@ class PixelRanges:
 
     Args:
         integers: Black and white of images of whole numbers with more than 8 bits. ``None`` is 0 and the largest
-            number of their type: 65535 for 16 bits.
+            number of their type for 16 bits, 65535, and unknown for more.
         floats: Black and white of images of floats.
     """
 
@@ -68,7 +68,7 @@ class PixelRanges:
             dtype: The type of their pixels.
 
         Raises:
-            ValueError: If pixels cannot be of that type.
+            ValueError: If pixels cannot be of that type, or if only ``integers`` could tell what is white in it.
         """
         if dtype.kind == "b":
             return 0, 1
@@ -77,9 +77,12 @@ class PixelRanges:
         if dtype.kind not in "iu":
             msg = f"pixels of type {dtype} are no image; whole numbers and floats are"
             raise ValueError(msg)
-        if dtype.itemsize == 1 or self.integers is None:
+        if dtype.itemsize == 1:
             return 0, int(np.iinfo(dtype).max)
-        return self.integers
+        if self.integers is None and dtype.itemsize > 2:
+            msg = f"no image of the training tells what is white in whole numbers of {8 * dtype.itemsize} bits"
+            raise ValueError(msg)
+        return self.integers or (0, int(np.iinfo(dtype).max))
 
 
 def to_rgb(image: Image.Image | NDArray, ranges: PixelRanges | None = None) -> NDArray:
@@ -106,7 +109,22 @@ def to_rgb(image: Image.Image | NDArray, ranges: PixelRanges | None = None) -> N
         >>> to_rgb(Image.new("RGBA", (3, 2), (255, 0, 51, 7)))[0, 0]
         array([1. , 0. , 0.2], dtype=float32)
     """
-    return _scaled(_three_channels(_pixels(image)), ranges or PixelRanges())
+    pixels = pixels_of(image) if isinstance(image, Image.Image) else image
+    return _scaled(_three_channels(pixels), ranges or PixelRanges())
+
+
+def pixels_of(image: Image.Image) -> NDArray:
+    """Take the pixels out of a PIL image of any mode.
+
+    Returns:
+        Array of shape ``(H, W, 3)`` and type uint8; ``(H, W)`` and another type where the image has more than 8 bits.
+
+    Raises:
+        ValueError: If PIL cannot convert the mode to RGB.
+    """
+    if image.mode == "I" and image.format in {"PNG", "PPM"}:
+        return np.asarray(image).astype(np.uint16)  # PIL has no other type for them
+    return np.array(image if _is_single_and_deep(image) else image.convert("RGB"))
 
 
 def read_image(path: str | Path, ranges: PixelRanges | None = None, *, upright: bool = True) -> Tensor:
@@ -225,7 +243,7 @@ def _load(path: str | Path) -> tuple[NDArray, int]:
             loses_bits = _loses_bits(image)  # asked first: the EXIF data of a PNG file come with all of it
             # PIL turns TIFF images by itself when it reads them.
             orientation = 1 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
-            return (_load_channels(path) if loses_bits else _pixels(image)), orientation
+            return (_load_channels(path) if loses_bits else pixels_of(image)), orientation
     except Image.UnidentifiedImageError:
         if not _has_suffix(path, ".tif", ".tiff"):
             raise
@@ -240,15 +258,6 @@ def _load_channels(path: str | Path) -> NDArray:
         msg = f"cannot identify image file '{path}'"
         raise OSError(msg)
     return pixels[..., [2, 1, 0]] if pixels.shape[2:] in {(3,), (4,)} else pixels  # from BGR
-
-
-def _pixels(image: Image.Image | NDArray) -> NDArray:
-    """The pixels of an image: 8 bits in RGB, or deep as they are."""
-    if not isinstance(image, Image.Image):
-        return image
-    if image.mode == "I" and image.format in {"PNG", "PPM"}:
-        return np.asarray(image).astype(np.uint16)  # PIL has no other type for them
-    return np.array(image if _is_single_and_deep(image) else image.convert("RGB"))
 
 
 def _is_single_and_deep(image: Image.Image) -> bool:
@@ -281,11 +290,14 @@ def _three_channels(pixels: NDArray) -> NDArray:
 
 def _scaled(pixels: NDArray, ranges: PixelRanges) -> NDArray:
     black, white = ranges.of(pixels.dtype)
-    scaled = ((pixels.astype(np.float64) - black) / (white - black)).astype(np.float32)
-    if not np.isfinite(scaled).all():
+    # Single precision where it is exact, which is several times faster.
+    scaled: Any = pixels.astype(np.result_type(pixels.dtype, np.float32))
+    scaled -= black
+    scaled /= white - black
+    if pixels.dtype.kind == "f" and not np.isfinite(scaled).all():
         msg = "some of its pixels are no numbers (NaN or infinite)"
         raise ValueError(msg)
-    return scaled
+    return scaled.astype(np.float32, copy=False)
 
 
 def _read_mask(path: str | Path, image_path: str | Path, size: tuple[int, int]) -> NDArray:

@@ -8,6 +8,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import Self
 
 from anomalib_ccl.classes.training_classes import TrainingClasses
+from anomalib_ccl.data.prediction import ranges_of
+from anomalib_ccl.data.reading import PixelRanges
 from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.further import is_test_after_training, start_from_weights
 
@@ -23,6 +25,7 @@ class Checkpoints(Base):
 
     model: Any  # with a ``calibration``
     classes: TrainingClasses
+    pixel_ranges: PixelRanges | None
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]  # noqa: ANN401
@@ -53,7 +56,7 @@ class Checkpoints(Base):
         checkpoint["training_classes"] = self.classes.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the classes from a checkpoint, where it has them, and the false-alarm rate, where none was given.
+        """Take classes and ranges from a checkpoint, where it has them, and the false-alarm rate, where none was given.
 
         Args:
             checkpoint: What was saved.
@@ -63,6 +66,7 @@ class Checkpoints(Base):
             checkpoint.update(state_dict=self.state_dict(), callbacks={})
             return
         super().on_load_checkpoint(checkpoint)
+        self.pixel_ranges = ranges_of(checkpoint)
         saved = checkpoint["hyper_parameters"].get("false_alarm_rate")
         if saved is not None and self.hparams["false_alarm_rate"] is None:
             self.model.calibration.false_alarm_rate = saved

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,8 @@ from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
 from anomalib_ccl.classes.training_classes import TrainingClasses
-from anomalib_ccl.export.inferencer import CLASS_INDEX, CLASS_NAMES
+from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.export.inferencer import CLASS_INDEX, CLASS_NAMES, PIXEL_RANGES
 from anomalib_ccl.export.quantization import quantize
 
 if TYPE_CHECKING:
@@ -29,12 +31,15 @@ class ClassExport(Base):
 
     model: Any  # with a ``calibration``
     classes: TrainingClasses
+    # Black and white of the images of the training, where MultiCategory read them.
+    pixel_ranges: PixelRanges | None = None
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # noqa: ANN401
         """Export the model to ONNX; see anomalib's ``ExportMixin.to_onnx``.
 
-        A calibrated model's file also holds the class names, as JSON in the metadata ``class_names``, and the class
-        index of each image as the inner tensor ``class_index``, from which an export to OpenVINO takes them over.
+        A calibrated model's file also holds, as JSON in its metadata, the ``class_names`` and the ``pixel_ranges`` of
+        its training images, and the class index of each image as the inner tensor ``class_index``. An export to
+        OpenVINO takes them over.
 
         Args:
             *args: Passed to anomalib.
@@ -51,7 +56,7 @@ class ClassExport(Base):
             return super().to_onnx(*args, **kwargs)
         with _class_index_as_output(self):
             path = super().to_onnx(*args, **kwargs)
-        _store_class_names(path, self.classes.names)
+        _store(path, self.classes.names, self.pixel_ranges)
         return path
 
     def to_openvino(  # type: ignore[override]
@@ -106,13 +111,14 @@ def _class_index_as_output(model: ClassExport) -> Iterator[None]:
         yield
 
 
-def _store_class_names(path: Path, names: list[str]) -> None:
-    """Write class names into an ONNX file, and leave the class index to the inside of its graph.
+def _store(path: Path, names: list[str], ranges: PixelRanges | None) -> None:
+    """Write class names and ranges into an ONNX file, and leave the class index to the inside of its graph.
 
     anomalib's inferencers refuse outputs that they do not know.
     """
     model = onnx.load(path, load_external_data=False)
     (index,) = (output for output in model.graph.output if output.name == CLASS_INDEX)
     model.graph.output.remove(index)
-    onnx.helper.set_model_props(model, {CLASS_NAMES: json.dumps(names)})
+    metadata = {CLASS_NAMES: names} if ranges is None else {CLASS_NAMES: names, PIXEL_RANGES: asdict(ranges)}
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
     onnx.save(model, path)

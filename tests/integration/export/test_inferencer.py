@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -16,9 +17,12 @@ from lightning import seed_everything
 from PIL import Image
 
 from anomalib_ccl import CCL, CCLInferencer, MultiCategory
+from anomalib_ccl.data.reading import PixelRanges
 
 CATEGORIES = ["brick", "retina", 'tissue & "ink", <5 mm']
 OUTPUTS = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
+# Some processors' OpenVINO computes in bfloat16 unless told otherwise.
+SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 FORMS = ["onnx", "fp32", CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ]
 
 
@@ -55,19 +59,23 @@ def onnx(trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained.to_onnx(tmp_path_factory.mktemp("onnx"), input_size=(64, 64))
 
 
+@pytest.fixture(scope="module")
+def of_any_size(trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained.to_openvino(tmp_path_factory.mktemp("openvino"))
+
+
 @pytest.fixture(scope="module", params=FORMS)
 def exported(
     request: pytest.FixtureRequest,
     onnx: Path,
+    of_any_size: Path,
     trained: CCL,
     data: MultiCategory,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    if request.param == "onnx":
-        return onnx
+    if request.param in {"onnx", "fp32"}:
+        return onnx if request.param == "onnx" else of_any_size
     folder = tmp_path_factory.mktemp("openvino")
-    if request.param == "fp32":
-        return trained.to_openvino(folder)
     if request.param != CompressionType.FP16:
         pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
     return trained.to_openvino(folder, compression_type=request.param, datamodule=data)
@@ -173,3 +181,133 @@ def test_a_model_that_was_not_calibrated_is_refused_with_its_path(tmp_path: Path
     path = model.to_onnx(tmp_path, input_size=(64, 64))
     with pytest.raises(ValueError, match=rf"{path} cannot tell products: .* calibrate=True.* OpenVINOInferencer"):
         CCLInferencer(path, device="CPU")
+
+
+@pytest.fixture(scope="module")
+def inferencer(of_any_size: Path) -> CCLInferencer:
+    return CCLInferencer(of_any_size, device="CPU", config=SINGLE_PRECISION)
+
+
+@pytest.fixture(scope="module")
+def retina(root: Path) -> np.ndarray:
+    return np.asarray(Image.open(root / "retina/train/good/000.png").convert("RGB"))
+
+
+@pytest.mark.parametrize("product", ["brick", "retina"])
+def test_a_picture_gets_the_same_score_however_a_camera_gives_it(
+    inferencer: CCLInferencer, root: Path, tmp_path: Path, product: str
+) -> None:
+    picture = np.asarray(Image.open(root / product / "train/good/000.png"))
+    assert picture.shape == ((64, 64) if product == "brick" else (64, 64, 3))
+    deep, colour = picture.astype(np.uint16) * 257, np.dstack([picture] * 3)[..., :3]
+    Image.fromarray(colour).save(tmp_path / "8.png")
+    frames = {
+        "RGBA": np.dstack([colour, colour[..., 0]]),
+        "channels first": colour.transpose(2, 0, 1),
+        "batch": colour[None],
+        "PIL": Image.fromarray(picture),
+        "file": tmp_path / "8.png",
+        "16 bits": deep,
+        "big-endian": deep.astype(">u2"),
+        "int": picture.astype(int),
+        "float": picture / np.float32(255),
+        "tensor": torch.from_numpy(colour / 255).permute(2, 0, 1),
+    }
+    if product == "brick":
+        Image.fromarray(deep).save(tmp_path / "16.png")
+        frames |= {
+            "Mono8 with a channel": picture[..., None],
+            "Mono8, channels first": picture[None],
+            "batch of 16 bits": deep[None, ..., None],
+            "PIL of 16 bits": Image.fromarray(deep),
+            "file of 16 bits": str(tmp_path / "16.png"),
+        }
+    expected = inferencer.predict(colour)
+    assert 0 < expected.pred_score.item() < 1
+    for name, frame in frames.items():
+        prediction = inferencer.predict(frame)
+        assert prediction.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=1e-4), name
+        assert prediction.explanation == expected.explanation, name
+        np.testing.assert_allclose(prediction.anomaly_map, expected.anomaly_map, atol=1e-3, err_msg=name)
+
+
+def test_images_of_a_batch_get_the_scores_that_each_gets_alone(inferencer: CCLInferencer, retina: np.ndarray) -> None:
+    frames = [retina[..., 1].astype(np.uint16) * 257, retina[::-1, :, 1].astype(np.uint16) * 257]
+    alone = [inferencer.predict(frame).pred_score.item() for frame in frames]
+    for batch in (np.stack(frames)[..., None], np.stack(frames)[:, None]):
+        assert inferencer.predict(batch).pred_score.flatten().tolist() == pytest.approx(alone, abs=1e-4)
+    with pytest.raises(ValueError, match=r"array of shape \(2, 64, 64\) and type uint16 is no image; accepted are"):
+        inferencer.predict(np.stack(frames))
+
+
+def test_files_get_the_scores_that_the_engine_gives_them(
+    inferencer: CCLInferencer, trained: CCL, retina: np.ndarray, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image = Image.fromarray(retina)
+    image.save(folder / "0.jpg", exif=turned)
+    image.convert("P").save(folder / "1.png")
+    Image.fromarray(retina[..., 1].astype(np.uint16) * 257).save(folder / "2.png")
+    Image.fromarray((retina[..., 1] / 255).astype(np.float32)).save(folder / "3.tif")
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    for batch in engine.predict(trained, dataset=PredictDataset(folder)):
+        path = Path(batch.image_path[0])
+        scores = [inferencer.predict(frame).pred_score.item() for frame in (path, Image.open(path))]
+        assert scores == pytest.approx([batch.pred_score.item()] * 2, abs=1e-3), path.name
+
+
+def test_a_model_knows_the_range_of_its_training_images_in_every_file(
+    trained: CCL, of_any_size: Path, retina: np.ndarray, tmp_path: Path
+) -> None:
+    trained.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    assert CCL.load_from_checkpoint(tmp_path / "model.ckpt").pixel_ranges == trained.pixel_ranges == PixelRanges()
+    # As if it had been trained on 12 bits.
+    xml = of_any_size.read_text()
+    assert xml.count("&quot;integers&quot;: null") == 1
+    copy = tmp_path / "model.xml"
+    copy.write_text(xml.replace("&quot;integers&quot;: null", "&quot;integers&quot;: [0, 4095]"))
+    shutil.copy(of_any_size.with_suffix(".bin"), tmp_path)
+    inferencer = CCLInferencer(copy, device="CPU", config=SINGLE_PRECISION)
+    eight = inferencer.predict(retina).pred_score.item()
+    assert inferencer.predict(retina.astype(np.uint16) * 16).pred_score.item() == pytest.approx(eight, abs=0.02)
+    with pytest.warns(UserWarning, match="brighter than 4095, which was white in training"):
+        inferencer.predict(retina.astype(np.uint16) * 257)
+
+
+def test_images_of_another_size_than_the_model_takes_are_refused_with_both_sizes(
+    onnx: Path, of_any_size: Path, retina: np.ndarray
+) -> None:
+    exported_for_one = CCLInferencer(onnx, device="CPU")
+    for count, frame in ((1, retina[:32]), (1, np.tile(retina, (2, 1, 1))), (2, np.stack([retina[:32]] * 2))):
+        message = (
+            f"exported for images of 64 × 64 pixels and cannot take {count} of {frame.shape[-3]} × 64; .* input_size"
+        )
+        with pytest.raises(ValueError, match=message):
+            exported_for_one.predict(frame)
+    assert len(exported_for_one.predict(np.stack([retina, retina])).pred_score) == 2
+
+    loaded_for_one = CCLInferencer(of_any_size, device="CPU", image_size=(64, 48))
+    for count, frame in ((1, retina), (2, np.stack([retina[:, :48]] * 2))):
+        message = f"single images of 64 × 48 pixels and cannot take {count} of 64 × {frame.shape[-2]}; .* image_size"
+        with pytest.raises(ValueError, match=message):
+            loaded_for_one.predict(frame)
+
+    with pytest.raises(ValueError, match=rf"{onnx} was exported for images of 64 × 64 pixels, not for .*\(128, 128\)"):
+        CCLInferencer(onnx, device="CPU", image_size=(128, 128))
+    for wrong in (64, (64,), (0, 64), (64.0, 64.0)):
+        with pytest.raises(ValueError, match="image_size must be the height and width of the images in pixels, got"):
+            CCLInferencer(of_any_size, device="CPU", image_size=wrong)
+
+
+@pytest.mark.parametrize("name", ["missing.xml", "model.bin", "model.pt"])
+def test_a_path_that_is_no_exported_model_is_refused_by_its_name(of_any_size: Path, name: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match=f"{of_any_size.parent / name}"):
+        CCLInferencer(of_any_size.parent / name)
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(of_any_size: Path) -> None:
+    with pytest.raises(ValueError, match=rf"cannot run {of_any_size} with device='CUDA', .*; devices here: .*CPU"):
+        CCLInferencer(of_any_size, device="CUDA")
