@@ -151,7 +151,7 @@ def test_one_process_calibrates_and_reports_the_same_with_the_same_weights(
     for buffer in calibration.buffers():
         buffer.zero_()
     model.classes.find(model)
-    calibrate(model)
+    calibrate(model, model.model, model.classes.labels)
     torch.testing.assert_close(dict(calibration.named_buffers()), expected)
 
     engine.test(model, datamodule=data)
