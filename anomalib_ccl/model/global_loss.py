@@ -15,22 +15,23 @@ GlobalForm = Literal["supcon", "released"]
 class GlobalContrastiveLoss(nn.Module):
     r"""Make each class a compact cluster: supervised contrastive loss on the images' embeddings.
 
-    With :math:`z` the L2-normalised embeddings and :math:`A(i)` the other images of image i's class
+    With :math:`z` the L2-normalised embeddings and :math:`A(i)` the other embeddings of the class of embedding i
     (Khosla et al., 2020, https://arxiv.org/abs/2004.11362, equation 2):
 
     .. math:: L = mean_i \frac{-1}{|A(i)|} \sum_{a \in A(i)} \log
               \frac{e^{z_i z_a / \tau}}{\sum_{b \ne i} e^{z_i z_b / \tau}}
 
-    Images without another one of their class are left out of the mean. A batch that holds a single class, or no
-    two images of any, gives zero.
+    In the paper the embeddings are those of the images and of their second views, 2B of B images, so that each has a
+    positive. Embeddings without another one of their class are left out of the mean. A batch that holds a single class,
+    or no two embeddings of any, gives zero.
 
     Args:
         temperature: The temperature :math:`\tau`, greater than 0.
         form: ``"supcon"`` is the formula above. ``"released"`` is what the code released by the paper's authors
-            computes: with log-probabilities over the whole row, the image itself included, the mean over the same
-            class *plus* the mean over the other classes. Its second term rewards similarity to other classes:
-            minimised alone on random embeddings of 4 classes it drove the mean cosine between different classes
-            to 0.94. It is here for comparison only.
+            computes, on the images' embeddings alone: with log-probabilities over the whole row, the image itself
+            included, the mean over the same class *plus* the mean over the other classes. Its second term rewards
+            similarity to other classes: minimised alone on random embeddings of 4 classes it drove the mean cosine
+            between different classes to 0.94. It is here for comparison only.
 
     Raises:
         ValueError: If the temperature is not positive or the form is unknown.
@@ -57,8 +58,8 @@ class GlobalContrastiveLoss(nn.Module):
         """Compute the loss of one batch.
 
         Args:
-            embeddings: One vector per image, not necessarily normalised, of shape ``(B, D)``.
-            labels: Class index of each image, of shape ``(B,)``.
+            embeddings: One vector per image or view, not necessarily normalised, of shape ``(B, D)``.
+            labels: The class index of each, of shape ``(B,)``.
 
         Returns:
             The loss, a scalar of at least single precision.

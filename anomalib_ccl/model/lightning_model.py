@@ -14,7 +14,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ccl.classes.clustering import ClassCount
@@ -23,18 +23,18 @@ from anomalib_ccl.classes.training_classes import TrainingClasses
 from anomalib_ccl.export.checkpoints import Checkpoints
 from anomalib_ccl.export.class_export import ClassExport
 from anomalib_ccl.export.pre_processor import ExactPreProcessor
-from anomalib_ccl.model.global_loss import GlobalForm
+from anomalib_ccl.model.local_loss import MatchOn
 from anomalib_ccl.model.projection import Projection
 from anomalib_ccl.model.reconstruction.teacher import normalization
 from anomalib_ccl.model.torch_model import CCLModel
-from anomalib_ccl.model.total_loss import TotalLoss
+from anomalib_ccl.model.total_loss import Losses, TotalLoss
 from anomalib_ccl.training.averaging import NetworkAveraging, check_decay, refuse_other_averaging
 from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.epoch_seed import EpochSeed
 from anomalib_ccl.training.feature_cache import FeatureCache
 from anomalib_ccl.training.gather import gathered
 from anomalib_ccl.training.post_processor import LimitPostProcessor
-from anomalib_ccl.training.recipe import Schedule, adam, check_schedule, limit_epochs
+from anomalib_ccl.training.recipe import Recipe, Schedule, check_schedule, limit_epochs
 from anomalib_ccl.training.views import second_view_for
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _NOT_AVERAGED = ("post_processor", "model.calibration", "model.network.teacher")
 
 
-class CCL(Checkpoints, ClassExport, AnomalibModule):
+class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
     """One anomaly detection model for many product categories: class-aware contrastive learning.
 
     Reverse distillation whose projected features are shaped by two contrastive losses. They use the category of
@@ -62,10 +62,16 @@ class CCL(Checkpoints, ClassExport, AnomalibModule):
         global_weight: Weight of the global contrastive loss; 0 switches it off.
         temperature: Temperature of both contrastive losses, greater than 0.
         num_negatives: Images of other classes that each image is contrasted with in the local loss.
-        global_loss: "supcon" is the supervised contrastive loss that the paper describes; "released" is what its
-            authors' released code computes, for comparison only.
-        schedule: How the learning rates fall: "step" is the paper's, to a tenth at 80 % of the training; "cosine" is
-            half a cosine, to 0, which brought 0.9 points of pixel AUROC on realad (the ablation in the README).
+        losses: Forms of the contrastive losses: "paper" (the global one compares images and their second views; the
+            local one has a match in the view and one in another image of the class), or "released", what the authors'
+            released code computes, for comparison only.
+        match_on: Whose similarity finds the local loss's matches: that of the "teacher"'s features, as in the released
+            code, or of the "projected" ones, as in the paper's supplement.
+        match_window: Side of the square of positions in which matches are looked for, an odd number, as on the paper's
+            project page, which tells no size; without it the whole map, as in the released code.
+        schedule: How the learning rates fall: "step", the authors' configuration, to a tenth at 80 % of the training
+            (a fault in their code keeps them constant); "cosine" is half a cosine, to 0, which brought 0.9 points of
+            pixel AUROC on realad (the ablation in the README).
         ema_decay: Decay of an exponential moving average of the weights, in (0, 1), which then takes the place of the
             last weights in validation, checkpoint and trained model; 0.99 averages over about 100 steps. On realad it
             brought 1.0 point of pixel AUROC, 3.4 on the finest category, and 3.7 of AUPRO, and halved the spread of
@@ -119,7 +125,9 @@ class CCL(Checkpoints, ClassExport, AnomalibModule):
         global_weight: float = 1.0,
         temperature: float = 0.05,
         num_negatives: int = 1,
-        global_loss: GlobalForm = "supcon",
+        losses: Losses = "paper",
+        match_on: MatchOn = "teacher",
+        match_window: int | None = None,
         schedule: Schedule = "step",
         ema_decay: float | None = None,
         torch_compile: bool = False,
@@ -135,7 +143,8 @@ class CCL(Checkpoints, ClassExport, AnomalibModule):
     ) -> None:
         # As a plain tuple, whatever sequence a config gave: hyper-parameters are saved in the checkpoint.
         image_size = (int(image_size[0]), int(image_size[1]))
-        loss = TotalLoss(local_weight, global_weight, temperature, num_negatives, global_loss)
+        weights = local_weight, global_weight
+        loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
         check_schedule(schedule)
         if ema_decay is not None:
             check_decay(ema_decay)
@@ -214,8 +223,8 @@ class CCL(Checkpoints, ClassExport, AnomalibModule):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Compute the total loss of a batch of normal images, and log it and each of its terms, not yet weighted.
 
-        On several processes, the global loss compares the images of all of them; the local loss, for which whole
-        feature maps would have to be sent, contrasts images of one process.
+        On several processes, the global loss compares the images and views of all of them; the local loss, for which
+        whole feature maps would have to be sent, contrasts images of one process.
 
         Args:
             batch: Pre-processed images with their paths.
@@ -227,11 +236,11 @@ class CCL(Checkpoints, ClassExport, AnomalibModule):
         """
         del args, kwargs
         labels = self.classes.labels(batch).to(self.device)
-        view = self._second_view(batch.image) if self.loss.local_weight else None
+        view = self._second_view(batch.image) if self.loss.needs_view else None
         features = None
         if self.feature_cache is not None:
             features = self.feature_cache.features(batch.image, batch.image_path, self.model.network.encode)  # type: ignore[arg-type]
-        output = (self._compiled or self.model)(batch.image, view, features)
+        output = (self._compiled or self.model)(batch.image, view, features, self.loss.compares_views)
 
         loss, terms = self.loss(output, labels, gathered)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(labels))
@@ -272,19 +281,6 @@ class CCL(Checkpoints, ClassExport, AnomalibModule):
         if self.feature_cache is not None:
             callbacks.append(self.feature_cache)
         return callbacks
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Configure Adam with the paper's two learning rates.
-
-        Returns:
-            The optimizer and its schedule.
-        """
-        return adam(self.model.network, self.model.projections, self.trainer.estimated_stepping_batches, self.schedule)
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Trainer arguments that the model needs."""
-        return {"gradient_clip_val": 0, "num_sanity_val_steps": 0}
 
     @property
     def learning_type(self) -> LearningType:

@@ -23,6 +23,7 @@ class TrainingOutput(NamedTuple):
         embedding: The mean of the embedding map over its positions, of shape ``(B, D)``.
         view_features: The teacher's maps of the second view, or an empty list where none was given.
         view_projected: Their projections, or an empty list.
+        view_embedding: As ``embedding``, of the second view, where it was asked for.
     """
 
     features: list[Tensor]
@@ -31,6 +32,7 @@ class TrainingOutput(NamedTuple):
     embedding: Tensor
     view_features: list[Tensor]
     view_projected: list[Tensor]
+    view_embedding: Tensor | None
 
 
 class Scored(NamedTuple):
@@ -96,14 +98,20 @@ class CCLModel(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self, images: Tensor, view: Tensor | None = None, features: list[Tensor] | None = None
+        self,
+        images: Tensor,
+        view: Tensor | None = None,
+        features: list[Tensor] | None = None,
+        embed_view: bool = False,
     ) -> InferenceBatch | TrainingOutput:
         """Score images in eval mode, or compute what the losses need in training mode.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of 32.
-            view: Their second view, in the same shape, in training mode; without it there is no local loss.
+            view: Their second view, in the same shape, in training mode.
             features: What the teacher gave for the images, in training mode; without it, it is run on them.
+            embed_view: Whether the second view is embedded too, for a loss that compares embeddings of both. It
+                leaves no trace in the running statistics, and its features are not reconstructed.
 
         Returns:
             In eval mode the calibrated anomaly map, of shape ``(B, 1, H, W)``, and score, of shape ``(B, 1)``. In
@@ -121,6 +129,7 @@ class CCLModel(nn.Module):
         projected, view_projected = _views(self._project(all_features), len(images))
         projected = self._add_noise(projected)
         embedding_map = self.network.embed(projected)
+        view_map = self.network.embed_view(view_projected) if embed_view else None
         return TrainingOutput(
             features=features,
             projected=projected,
@@ -128,6 +137,7 @@ class CCLModel(nn.Module):
             embedding=embedding_map.mean(dim=(-2, -1)),
             view_features=view_features,
             view_projected=view_projected,
+            view_embedding=None if view_map is None else view_map.mean(dim=(-2, -1)),
         )
 
     def classify(self, images: Tensor) -> Calibrated:

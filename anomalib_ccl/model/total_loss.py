@@ -1,14 +1,17 @@
 """The loss that CCL trains with (Fan et al., https://arxiv.org/abs/2412.04769)."""
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-from anomalib_ccl.model.global_loss import GlobalContrastiveLoss, GlobalForm
-from anomalib_ccl.model.local_loss import LocalContrastiveLoss
+from anomalib_ccl.model.global_loss import GlobalContrastiveLoss
+from anomalib_ccl.model.local_loss import LocalContrastiveLoss, MatchOn
 from anomalib_ccl.model.reconstruction.loss import ReconstructionLoss
 from anomalib_ccl.model.torch_model import TrainingOutput
 
+Losses = Literal["paper", "released"]
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -22,7 +25,12 @@ class TotalLoss(nn.Module):
         global_weight: Weight of :class:`GlobalContrastiveLoss`, at least 0; 0 switches it off.
         temperature: Temperature of both contrastive losses, greater than 0.
         num_negatives: Negative images per image in the local loss, at least 1.
-        global_form: See :class:`GlobalContrastiveLoss`.
+        losses: The forms of both contrastive losses. ``"paper"``: the global loss compares images and second views,
+            and a position has a positive in its view and one in another image of its class. ``"released"``: what the
+            code released by the paper's authors computes, the global loss in that code's formula and of the images
+            alone, the local loss with the view's positive alone.
+        match_on: See :class:`LocalContrastiveLoss`.
+        match_window: See :class:`LocalContrastiveLoss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -34,20 +42,37 @@ class TotalLoss(nn.Module):
         global_weight: float = 1.0,
         temperature: float = 0.05,
         num_negatives: int = 1,
-        global_form: GlobalForm = "supcon",
+        losses: Losses = "paper",
+        match_on: MatchOn = "teacher",
+        match_window: int | None = None,
     ) -> None:
         super().__init__()
+        if losses not in get_args(Losses):
+            msg = f"unknown losses {losses!r}; choose one of {', '.join(get_args(Losses))}"
+            raise ValueError(msg)
         _check_not_negative(local_weight=local_weight, global_weight=global_weight)
         self.local_weight = local_weight
         self.global_weight = global_weight
         self.reconstruction = ReconstructionLoss()
-        self.local = LocalContrastiveLoss(temperature, num_negatives)
-        self.globally = GlobalContrastiveLoss(temperature, global_form)
+        self.losses = losses
+        as_in_paper = losses == "paper"
+        self.local = LocalContrastiveLoss(temperature, num_negatives, as_in_paper, match_on, match_window)
+        self.globally = GlobalContrastiveLoss(temperature, "supcon" if as_in_paper else "released")
 
     @property
     def contrastive(self) -> bool:
         """Whether any contrastive loss is switched on."""
         return self.local_weight > 0 or self.global_weight > 0
+
+    @property
+    def compares_views(self) -> bool:
+        """Whether the embeddings of second views are needed."""
+        return self.global_weight > 0 and self.losses == "paper"
+
+    @property
+    def needs_view(self) -> bool:
+        """Whether second views are needed at all."""
+        return self.local_weight > 0 or self.compares_views
 
     def forward(self, output: TrainingOutput, labels: Tensor, gather: Gather) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
@@ -69,7 +94,11 @@ class TotalLoss(nn.Module):
             )
             total = total + self.local_weight * terms["local"]
         if self.global_weight:
-            terms["global"] = self.globally(*gather(output.embedding, labels))
+            embeddings, classes = [output.embedding], [labels]
+            if self.compares_views and output.view_embedding is not None:
+                embeddings.append(output.view_embedding)
+                classes.append(labels)
+            terms["global"] = self.globally(*gather(torch.cat(embeddings), torch.cat(classes)))
             total = total + self.global_weight * terms["global"]
         return total, terms
 

@@ -129,7 +129,7 @@ def test_help_explains_the_constructor_arguments(tmp_path: Path) -> None:
         "global_weight": "Weight of the global contrastive loss; 0 switches it off.",
         "temperature": "Temperature of both contrastive losses, greater than 0.",
         "num_negatives": "Images of other classes that each image is contrasted with",
-        "global_loss": "is the supervised contrastive loss that the paper describes",
+        "losses": 'or "released", what the authors\' released code computes, for comparison only.',
         "class_labels": "Where the class of a training image comes from",
         "n_pseudo_classes": 'Number of pseudo-classes, at most that of the training images, or "auto"',
         "backbone_weights": "file with the teacher's weights, used instead of timm's.",

@@ -33,7 +33,8 @@ class Recorder(Callback):
         rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         labels = pl_module.classes.labels(batch).tolist()
         row = {"images": batch.image_path, "labels": labels, "rates": rates, "loss": outputs["loss"].item()}
-        self.steps.append({"epoch": trainer.current_epoch, **row})
+        norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None]).item()
+        self.steps.append({"epoch": trainer.current_epoch, "gradient_norm": norm, **row})
         if trainer.global_step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer.global_step == self.interrupt_at:

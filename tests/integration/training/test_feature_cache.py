@@ -79,23 +79,29 @@ def fit(model: CCL, root: Path, folder: Path, *callbacks: Callback, precision: A
     engine.fit(model, datamodule=data, **kwargs)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-6), ("bf16-mixed", 1e-2)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "weights"),
+    [("32-true", 1e-6, {}), ("bf16-mixed", 1e-2, {}), ("32-true", 1e-6, {"local_weight": 0})],
+)
 def test_losses_are_the_same_while_the_teacher_sees_each_image_once(
-    sample_root: Path, tmp_path: Path, precision: str, tolerance: float
+    sample_root: Path, tmp_path: Path, precision: str, tolerance: float, weights: dict[str, float]
 ) -> None:
     folder = tmp_path / "cache"
     without, cached = Watch(folder), Watch(folder)
-    fit(make_model(None), sample_root, tmp_path / "without", without, precision=precision)
-    fit(make_model(folder), sample_root, tmp_path / "cached", cached, precision=precision)
+    fit(make_model(None, **weights), sample_root, tmp_path / "without", without, precision=precision)
+    fit(make_model(folder, **weights), sample_root, tmp_path / "cached", cached, precision=precision)
     assert cached.losses == pytest.approx(without.losses, rel=tolerance)
     assert without.encoded == dict.fromkeys(range(3), 2 * SEEN)
     # The first image once more, to learn the size of its features; then only the second views.
     assert cached.encoded == {0: 1 + IMAGES + SEEN, 1: SEEN, 2: SEEN}
 
 
-def test_without_a_local_loss_the_teacher_rests_from_the_second_epoch_on(sample_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("without_views", [{"global_weight": 0}, {"losses": "released"}])
+def test_where_no_loss_needs_views_the_teacher_rests_from_the_second_epoch_on(
+    sample_root: Path, tmp_path: Path, without_views: dict[str, Any]
+) -> None:
     watch = Watch(tmp_path / "cache")
-    fit(make_model(tmp_path / "cache", local_weight=0), sample_root, tmp_path / "run", watch)
+    fit(make_model(tmp_path / "cache", local_weight=0, **without_views), sample_root, tmp_path / "run", watch)
     assert watch.encoded == {0: 1 + IMAGES}
 
 

@@ -30,8 +30,11 @@ class History(Callback):
     def __init__(self) -> None:
         self.losses: list[dict[str, float]] = []
         self.rates: list[list[float]] = []
+        self.gradient_norms: list[float] = []
 
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.gradient_norms.append(torch.nn.utils.get_total_norm(gradients).item())
         self.losses.append({key: value.item() for key, value in trainer.callback_metrics.items()})
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
@@ -118,6 +121,27 @@ def test_learning_rates_are_the_papers_and_fall_to_a_tenth_at_80_percent(sample_
     assert history.rates[: switch - 1] == [[0.005, 0.001]] * (switch - 1)
     for rates in history.rates[switch:]:
         assert rates == pytest.approx([0.0005, 0.0001])
+
+
+@pytest.mark.parametrize(("told", "norm"), [({}, 5), ({"gradient_clip_val": 1}, 1), ({"gradient_clip_val": 0}, None)])
+def test_norm_of_the_gradients_is_at_most_the_papers_5_unless_told(
+    sample_root: Path, tmp_path: Path, told: dict[str, float], norm: float | None
+) -> None:
+    seed_everything(0)
+    history = History()
+    make_engine(tmp_path, history, max_epochs=1, **told).fit(CCL(**SMALL), datamodule=make_data(sample_root))
+    if norm is None:
+        assert max(history.gradient_norms) > 5
+    else:
+        assert max(history.gradient_norms) == pytest.approx(norm, rel=1e-3)
+
+
+def test_losses_as_released_and_all_options_of_matching_train(sample_root: Path, tmp_path: Path) -> None:
+    for number, options in enumerate([{"losses": "released"}, {"match_on": "projected", "match_window": 3}]):
+        history = History()
+        fit(CCL(**SMALL, **options), sample_root, tmp_path / str(number), history)
+        assert all(math.isfinite(losses["train_loss"]) for losses in history.losses)
+        assert history.losses[-1]["train_loss_local"] > 0
 
 
 def test_cosine_schedule_lets_the_learning_rates_fall_to_zero(sample_root: Path, tmp_path: Path) -> None:
@@ -294,6 +318,7 @@ def test_images_are_normalised_as_the_backbone_was_trained() -> None:
         ({"local_weight": -1}, "local_weight must not be negative, got -1; 0 switches the loss off"),
         ({"false_alarm_rate": 0}, r"false_alarm_rate must lie in \(0, 0.5\], got 0"),
         ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels, got 4 × 4"),
+        ({"losses": "official"}, "unknown losses 'official'; choose one of paper, released"),
         ({"schedule": "linear"}, "unknown schedule 'linear'; choose one of step, cosine"),
         ({"ema_decay": 1}, r"ema_decay must lie in \(0, 1\), got 1; 0.99 averages over about 100 steps"),
         ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),

@@ -31,6 +31,7 @@ class TrainingStep(nn.Module):
         torch.manual_seed(0)
         self.model = CCL("resnet18", pre_trained=False, image_size=(64, 64), noise_probability=0, local_weight=0)
         self.model.classes.index_of_image = {str(i): label for i, label in enumerate(LABELS)}
+        self.model._second_view = lambda images: images.flip(-1).square()
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
@@ -42,7 +43,7 @@ class TrainingStep(nn.Module):
 
 
 class GlobalLoss(nn.Module):
-    """The global loss of embeddings that a layer makes."""
+    """The global loss of the embeddings that a layer makes of images and of their second views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +51,9 @@ class GlobalLoss(nn.Module):
         self.layer = nn.Linear(16, 8)
 
     def forward(self, part: slice) -> Tensor:
-        inputs = torch.randn(len(LABELS), 16, generator=torch.Generator().manual_seed(1))
-        return GlobalContrastiveLoss()(*gathered(self.layer(inputs[part]), torch.tensor(LABELS)[part]))
+        inputs = torch.randn(2, len(LABELS), 16, generator=torch.Generator().manual_seed(1))[:, part]
+        labels = torch.tensor(LABELS)[part].repeat(2)
+        return GlobalContrastiveLoss()(*gathered(self.layer(inputs.flatten(0, 1)), labels))
 
 
 def gradients(module: nn.Module, part: slice) -> dict[str, Tensor]:
@@ -87,7 +89,7 @@ def test_loss_and_gradients_of_two_processes_are_those_of_one_with_the_whole_bat
 def trained(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run over two epochs, six steps each. Without validation, nothing but training aligns states."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=2"]
+    two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=2", "--trainer.gradient_clip_val=0.1"]
     data = ["--data.train_batch_size=3", "--data.num_workers=0", "--data.val_split_mode=none"]
     status, output = run(folder, "train", sample_root, *two, *data)
     assert status == 0, output
@@ -111,6 +113,13 @@ def test_each_process_has_batches_of_its_own_and_together_they_see_each_image_on
         assert Counter(image for row in rows for image in row["images"]) == dict.fromkeys(images, 1)
         assert all(len(set(row["labels"])) == 2 for row in rows)
     assert by_rank[0][0]["images"] != by_rank[0][6]["images"]
+
+
+@pytest.mark.slow
+def test_norm_of_the_gradients_is_what_the_command_line_says(trained: Path) -> None:
+    assert all(
+        row["gradient_norm"] == pytest.approx(0.1, rel=1e-3) for rank in range(2) for row in steps(trained, rank)
+    )
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The losses against slow formulas, written out image by image as in the paper."""
 
+from functools import partial
+
 import pytest
 import torch
 from pytorch_metric_learning.losses import SupConLoss
@@ -7,7 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_ccl.model import GlobalContrastiveLoss, LocalContrastiveLoss
-from anomalib_ccl.model.local_loss import draw_negatives
+from anomalib_ccl.model.local_loss import draw_negatives, draw_partners
+from anomalib_ccl.model.matching import match_positions
+from anomalib_ccl.model.torch_model import TrainingOutput
+from anomalib_ccl.model.total_loss import TotalLoss
 
 LABELS = {
     "two_classes": [0, 0, 1, 1, 1],
@@ -47,23 +52,56 @@ def slow_released(embeddings: Tensor, labels: list[int], temperature: float) -> 
     return total / len(labels)
 
 
-def slow_local(maps: list[list[Tensor]], labels: list[int], negatives: Tensor, temperature: float) -> Tensor:
+def slow_local(
+    maps: list[list[Tensor]],
+    labels: list[int],
+    negatives: Tensor,
+    partners: Tensor | None,
+    temperature: float,
+    on_projected: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    cosine = partial(F.cosine_similarity, dim=0)
     scales = []
-    for at_scale in zip(*maps, strict=True):
-        f, g, p, k = (x.flatten(2) for x in at_scale)
-        terms = []
+    for f, g, p, k in zip(*maps, strict=True):
+        seen, seen_of_view = (p, k) if on_projected else (f, g)
+        height, width = f.shape[2:]
+        places = [(y, x) for y in range(height) for x in range(width)]
+
+        def most_similar(feature: Tensor, candidates: Tensor, y: int, x: int, places: list = places) -> tuple[int, int]:
+            near = [(v, w) for v, w in places if window is None or max(abs(v - y), abs(w - x)) <= (window - 1) / 2]
+            return max(near, key=lambda at: cosine(feature, candidates[:, at[0], at[1]]).item())
+
+        images = []
         for i, label in enumerate(labels):
             if all(other == label for other in labels):
                 continue
-            for u in range(f.shape[2]):
-                best = max(range(g.shape[2]), key=lambda v: F.cosine_similarity(f[i, :, u], g[i, :, v], dim=0).item())
-                positive = torch.exp(F.cosine_similarity(p[i, :, u], k[i, :, best], dim=0) / temperature)
-                negative = sum(
-                    torch.exp(F.cosine_similarity(p[i, :, u], k[j, :, u], dim=0) / temperature) for j in negatives[i]
-                )
-                terms.append(-torch.log(positive / (positive + negative)))
-        scales.append(sum(terms) / len(terms) if terms else 0 * (p.sum() + k.sum()))
+            positions = []
+            for y, x in places:
+                feature = seen[i, :, y, x]
+                v, w = most_similar(feature, seen_of_view[i], y, x)
+                positives = [k[i, :, v, w]]
+                if partners is not None and any(labels[o] == label for o in range(len(labels)) if o != i):
+                    other = int(partners[i])
+                    v, w = most_similar(feature, seen[other], y, x)
+                    positives.append(p[other, :, v, w])
+                query = p[i, :, y, x]
+                repulsion = sum(torch.exp(cosine(query, k[j, :, y, x]) / temperature) for j in negatives[i])
+                terms = []
+                for positive in positives:
+                    attraction = torch.exp(cosine(query, positive) / temperature)
+                    terms.append(-torch.log(attraction / (attraction + repulsion)))
+                positions.append(sum(terms) / len(terms))
+            images.append(sum(positions) / len(positions))
+        scales.append(sum(images) / len(images) if images else 0 * (p.sum() + k.sum()))
     return sum(scales) / len(scales)
+
+
+def drawn_with_seed(labels: list[int], num_negatives: int = 1, seed: int = 3) -> tuple[Tensor, Tensor]:
+    """The negatives and partners that the local loss draws after this seed."""
+    torch.manual_seed(seed)
+    negatives, _ = draw_negatives(torch.tensor(labels), num_negatives)
+    return negatives, draw_partners(torch.tensor(labels))[0]
 
 
 def random_maps(batch: int, dtype: torch.dtype = torch.float64) -> list[list[Tensor]]:
@@ -82,8 +120,9 @@ def embeddings() -> Tensor:
 
 
 def assert_same_value_and_gradient(actual: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(torch.autograd.grad(actual, inputs), torch.autograd.grad(expected, inputs))
+    close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+    close(actual, expected)
+    close(torch.autograd.grad(actual, inputs), torch.autograd.grad(expected, inputs))
 
 
 @pytest.mark.parametrize("labels", (LABELS | SILENT).values(), ids=(LABELS | SILENT).keys())
@@ -113,17 +152,54 @@ def test_local_loss_is_the_formula_of_the_paper(labels: list[int], num_negatives
     maps = random_maps(len(labels))
     torch.manual_seed(3)
     actual = LocalContrastiveLoss(0.2, num_negatives)(*maps, torch.tensor(labels))
+    expected = slow_local(maps, labels, *drawn_with_seed(labels, num_negatives), 0.2)
+    assert_same_value_and_gradient(actual, expected, [*maps[2], *maps[3]])
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("match_on", ["teacher", "projected"])
+def test_local_loss_matches_on_teacher_or_projected_features_within_a_window(match_on: str, window: int | None) -> None:
+    labels = LABELS["with_singletons"]
+    maps = random_maps(len(labels))
     torch.manual_seed(3)
-    negatives, _ = draw_negatives(torch.tensor(labels), num_negatives)
-    assert_same_value_and_gradient(actual, slow_local(maps, labels, negatives, 0.2), [*maps[2], *maps[3]])
+    actual = LocalContrastiveLoss(0.2, match_on=match_on, match_window=window)(*maps, torch.tensor(labels))
+    expected = slow_local(maps, labels, *drawn_with_seed(labels), 0.2, match_on == "projected", window)
+    assert_same_value_and_gradient(actual, expected, [*maps[2], *maps[3]])
 
 
-@pytest.mark.parametrize("chunk", [1, 50, 300])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
+def test_losses_as_released_have_one_view_and_one_positive(labels: list[int], layout: torch.memory_format) -> None:
+    maps = [[x.detach().to(memory_format=layout).requires_grad_() for x in scale] for scale in random_maps(len(labels))]
+    embedding, view_embedding = torch.randn(2, len(labels), 7, dtype=torch.float64).unbind()
+    inputs = [*maps[2], *maps[3], embedding.requires_grad_()]
+    output = TrainingOutput(maps[0], maps[2], maps[0], embedding, maps[1], maps[3], view_embedding)
+    torch.manual_seed(3)
+    total, _ = TotalLoss(temperature=0.1, losses="released")(output, torch.tensor(labels), lambda *batch: batch)
+    negatives, _ = drawn_with_seed(labels)
+    expected = slow_released(embedding, labels, 0.1) + slow_local(maps, labels, negatives, None, 0.1)
+    assert_same_value_and_gradient(total, expected, inputs)
+
+
+@pytest.mark.parametrize("labels", (LABELS | SILENT).values(), ids=(LABELS | SILENT).keys())
+def test_global_loss_of_the_paper_compares_images_and_views(labels: list[int]) -> None:
+    maps = random_maps(len(labels))
+    z = torch.randn(2, len(labels), 7, dtype=torch.float64).requires_grad_()
+    output = TrainingOutput(maps[0], maps[2], maps[0], z[0], maps[1], maps[3], z[1])
+    _, terms = TotalLoss(temperature=0.1)(output, torch.tensor(labels), lambda *batch: batch)
+    both = [*labels, *labels]
+    expected = 0 * z.sum() if labels in SILENT.values() else slow_supcon(z.flatten(0, 1), both, 0.1)
+    assert_same_value_and_gradient(terms["global"], expected, [z])
+    # Each image has a positive, though all may be alone in their classes.
+    assert labels in SILENT.values() or terms["global"] > 0
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 900])
 def test_local_loss_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     labels, maps = torch.tensor([0, 1, 0, 1]), random_maps(4)
     torch.manual_seed(0)
     expected = LocalContrastiveLoss()(*maps, labels)
-    monkeypatch.setattr("anomalib_ccl.model.local_loss._CHUNK_SIMILARITIES", chunk)
+    monkeypatch.setattr("anomalib_ccl.model.matching._CHUNK_SIMILARITIES", chunk)
     monkeypatch.setattr("anomalib_ccl.model.local_loss._CHUNK_FEATURES", chunk)
     torch.manual_seed(0)
     assert_same_value_and_gradient(LocalContrastiveLoss()(*maps, labels), expected, [*maps[2], *maps[3]])
@@ -135,6 +211,22 @@ def test_negatives_are_drawn_from_all_other_classes_and_only_from_them() -> None
     assert has_negative.all()
     for i, drawn in enumerate(negatives):
         assert set(drawn.tolist()) == {j for j in range(5) if labels[j] != labels[i]}
+
+
+def test_partners_are_drawn_from_all_other_images_of_the_class_and_only_from_them() -> None:
+    labels = torch.tensor([0, 0, 1, 2, 2, 2])
+    drawn = torch.stack([draw_partners(labels)[0] for _ in range(100)])
+    assert draw_partners(labels)[1].tolist() == [True, True, False, True, True, True]
+    for i in (0, 1, 3, 4, 5):
+        assert set(drawn[:, i].tolist()) == {j for j in range(6) if labels[j] == labels[i] and j != i}
+
+
+def test_match_in_another_map_is_the_same_whether_found_for_one_image_or_for_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 4, 6, 5, 5, generator=generator)
+    of_query = [3, 0, 3, 1]
+    expected = torch.cat([match_positions(query[[i]], key[[j]]) for i, j in enumerate(of_query)])
+    assert torch.equal(match_positions(query, key, torch.tensor(of_query)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -184,6 +276,20 @@ def test_losses_stay_finite_for_zero_features() -> None:
 def test_temperature_must_be_positive(loss: type, temperature: float) -> None:
     with pytest.raises(ValueError, match=f"temperature must be greater than 0, got {temperature}"):
         loss(temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"losses": "official"}, "unknown losses 'official'; choose one of paper, released"),
+        ({"match_on": "features"}, "unknown match_on 'features'; choose one of teacher, projected"),
+        ({"match_window": 4}, "match_window must be an odd number from 1 on, got 4; None is the whole map"),
+        ({"match_window": -1}, "match_window must be an odd number from 1 on, got -1; None is the whole map"),
+    ],
+)
+def test_bad_options_are_named_with_the_way_out(argument: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TotalLoss(**argument)
 
 
 def test_unknown_global_loss_lists_the_known_ones() -> None:

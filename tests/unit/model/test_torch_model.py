@@ -37,6 +37,35 @@ def test_training_step_reconstructs_every_map_and_reaches_every_trainable_weight
     assert missing == []
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_embedding_second_views_changes_nothing_for_the_images_and_leaves_no_trace(backbone: str) -> None:
+    images, view = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    outputs, states = [], []
+    for embed_view in (False, True):
+        torch.manual_seed(0)
+        model = CCLModel(backbone, pre_trained=False, noise_probability=0).train()
+        outputs.append(model(images, view, embed_view=embed_view))
+        states.append(model.state_dict())
+    assert torch.equal(outputs[0].embedding, outputs[1].embedding)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(name.endswith("num_batches_tracked") and value > 0 for name, value in states[1].items())
+    assert outputs[0].view_embedding is None
+    # By the statistics of the views: they are embedded as images are that take their place.
+    torch.manual_seed(0)
+    alone = CCLModel(backbone, pre_trained=False, noise_probability=0).train()(view)
+    torch.testing.assert_close(outputs[1].view_embedding, alone.embedding, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_gradients_of_the_view_embedding_reach_bottleneck_and_projections(backbone: str) -> None:
+    model = CCLModel(backbone, pre_trained=False).train()
+    images, view = torch.rand(2, 1, 3, 64, 64)
+    model(images, view, embed_view=True).view_embedding.square().sum().backward()
+    trained = [*model.network.bottleneck.parameters(), *model.projections.parameters()]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained if p.requires_grad)
+    assert all(p.grad is None for p in model.network.decoder.parameters())
+
+
 def test_anomaly_map_is_the_blurred_sum_of_cosine_distances(model: CCLModel) -> None:
     model.eval()
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
