@@ -36,13 +36,13 @@ def main() -> None:
     arguments = parser.parse_args()
     log = run_log.held()
     log.keep()
-    log.open(arguments.output)
     try:
         arguments = parser.instantiate_classes(arguments)
         make_insight(arguments.ckpt_path, arguments.data, arguments.output)
-    finally:
-        log.close()
-        print(log.summary())
+    except BaseException as error:
+        log.finish(arguments.output, error)
+        raise
+    log.finish(arguments.output)
 
 
 def make_insight(ckpt_path: Path, datamodule: AnomalibDataModule, output: Path) -> None:

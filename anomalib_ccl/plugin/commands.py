@@ -1,8 +1,6 @@
 """anomalib's commands, with less to read: what libraries say goes to a file, and misspelt names get the nearest one."""
 
-import logging
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,12 +12,10 @@ import torch.onnx
 from anomalib.engine.engine import UnassignedError
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anomalib_ccl.data.multi_category import MultiCategory
 from anomalib_ccl.model.lightning_model import CCL
 from anomalib_ccl.plugin import run_log
-from anomalib_ccl.plugin.excepthook import input_error
 from anomalib_ccl.plugin.spelling import correction, nearest_class
 
 if TYPE_CHECKING:
@@ -121,14 +117,7 @@ class Commands(Base):
         if not self._log.kept:
             self._log.release()
             return
-        if error is not None and not isinstance(error, SystemExit):
-            self._log.write("".join(traceback.format_exception(error)), level=logging.ERROR)
-            with suppress(AttributeError, UnassignedError):  # where there is no engine yet, or no trainer
-                folder = Path(self.engine.trainer.default_root_dir)
-                if folder.is_dir():
-                    self._log.open(folder)
-            if self._log.path is None and input_error(error) is not None:
-                self._log.drop()
-        self._log.close()
-        if self._log.path is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(self._log.summary())
+        folder = None
+        with suppress(AttributeError, UnassignedError):  # where there is no engine yet, or no trainer
+            folder = Path(self.engine.trainer.default_root_dir)
+        self._log.finish(folder, error)

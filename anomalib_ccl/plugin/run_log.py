@@ -6,12 +6,16 @@ import logging
 import logging.handlers
 import sys
 import sysconfig
+import traceback
 import warnings
 from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.logging import RichHandler
+
+from anomalib_ccl.plugin.excepthook import input_error
 
 FILE_NAME = "log.txt"
 
@@ -48,7 +52,7 @@ class RunLog:
     had been. For a run of ours, :meth:`keep` takes all records of :mod:`logging` and all warnings. They go to a file as
     soon as :meth:`open` says where. The terminal gets those of this package and of the user's own code, errors of
     anybody, and the few lines of libraries that a user waits for; each once, whatever handlers libraries have installed
-    for it. :meth:`close` puts everything back as it was.
+    for it. :meth:`finish` puts everything back as it was.
     """
 
     def __init__(self) -> None:
@@ -141,14 +145,23 @@ class RunLog:
                 print(self._memory.format(record), file=sys.stderr)
         self._memory.buffer.clear()
 
-    def summary(self) -> str:
-        """Say where the file is.
+    def finish(self, folder: Path | None, error: BaseException | None = None) -> None:
+        """Close the log of a command that ends, and say where the file is.
 
-        Returns:
-            A line for the user.
+        Args:
+            folder: The run's folder, if there is one; for what was said before :meth:`open` was called.
+            error: What ended the command, if it was not its end.
         """
-        unshown = f", with {self._unshown} warnings of theirs" if self._unshown else ""
-        return f"What the libraries said{unshown}: {self.path}"
+        if error is not None:
+            self.write("".join(traceback.format_exception(error)), level=logging.ERROR)
+        if folder is not None and folder.is_dir():
+            self.open(folder)
+        if self.path is None and error is not None and input_error(error) is not None:
+            self.drop()  # its message is all that the user needs
+        self.close()
+        if self.path is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            unshown = f", with {self._unshown} warnings of theirs" if self._unshown else ""
+            print(f"What the libraries said{unshown}: {self.path}")
 
     def _put_back(self) -> None:
         atexit.unregister(self.release)

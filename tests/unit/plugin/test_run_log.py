@@ -63,15 +63,15 @@ def test_user_and_errors_are_heard_once_and_libraries_in_the_log(
         warn(USER, "user warned")
         with log.prints():
             print("printed")
-        log.close()
+        log.finish(tmp_path)
     assert [str(warning.message) for warning in heard] == ["user warned"]
     printed = capsys.readouterr()
-    assert printed.out == "user info\n"
+    path = tmp_path / "run/log.txt"
+    assert printed.out == f"user info\nWhat the libraries said, with 2 warnings of theirs: {path}\n"
     assert printed.err == "error: library error\nwarning: user warning\n"
-    said = (tmp_path / "run/log.txt").read_text(encoding="utf-8")
+    said = path.read_text(encoding="utf-8")
     for text in ("before the folder", "library info", "library error", "user info", "user warned", "printed"):
         assert said.count(text) == 1
-    assert "with 2 warnings of theirs" in log.summary()
 
 
 def test_handlers_that_do_not_write_to_the_terminal_hear_all(log: RunLog, tmp_path: Path) -> None:
@@ -91,6 +91,18 @@ def test_nothing_is_lost_without_a_folder(capsys: pytest.CaptureFixture[str]) ->
     say(LIBRARY, "before a crash")
     log.close()
     assert "before a crash" in capsys.readouterr().err
+
+
+def test_crash_before_there_was_a_folder_is_in_the_log(tmp_path: Path) -> None:
+    log = RunLog()
+    log.keep()
+    say(LIBRARY, "before a crash")
+    try:
+        raise RuntimeError("crash")
+    except RuntimeError as error:
+        log.finish(tmp_path, error)
+    said = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert said.index("before a crash") < said.index("Traceback") < said.index("RuntimeError: crash")
 
 
 @pytest.mark.parametrize("end", [RunLog.close, RunLog.release, RunLog.drop])
