@@ -15,6 +15,7 @@ from anomalib_ccl.insight import (
     score_picture,
 )
 from anomalib_ccl.model import CCL
+from anomalib_ccl.plugin import run_log
 from anomalib_ccl.plugin.excepthook import explain_bad_input
 
 
@@ -32,8 +33,16 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("results/insight"), help="folder to write into")
     explain_bad_input()
-    arguments = parser.instantiate_classes(parser.parse_args())
-    make_insight(arguments.ckpt_path, arguments.data, arguments.output)
+    arguments = parser.parse_args()
+    log = run_log.held()
+    log.keep()
+    try:
+        arguments = parser.instantiate_classes(arguments)
+        make_insight(arguments.ckpt_path, arguments.data, arguments.output)
+    except BaseException as error:
+        log.finish(arguments.output, error)
+        raise
+    log.finish(arguments.output)
 
 
 def make_insight(ckpt_path: Path, datamodule: AnomalibDataModule, output: Path) -> None:

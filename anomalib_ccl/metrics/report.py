@@ -47,6 +47,8 @@ class CategoryReport(PredictionObserver):
         """Get ready for the images of the test set."""
         data = images_of(trainer, trainer.test_dataloaders, "test_data")
         self._collector = None if data is None else Collector(data, pl_module)
+        if data is not None:
+            trainer.test_loop.verbose = False  # of this test, whose own table would say all again
 
     def observe(self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, dataloader_idx: int) -> None:
         """Add a batch of predictions."""
@@ -72,5 +74,6 @@ class CategoryReport(PredictionObserver):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._report.to_csv(path, index=False)
         path = keep_benchmark_rows(self._report) or path
-        Console().print(report_table(self._report))
+        others = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:5] != "mean_"}
+        Console().print(report_table(self._report, others))
         logger.info("The results of each category are in %s", path)

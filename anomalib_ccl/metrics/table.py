@@ -1,7 +1,7 @@
 """The report as a table for the terminal."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,11 +11,12 @@ from rich.table import Table
 from anomalib_ccl.metrics.category import FIGURES
 
 
-def report_table(report: pd.DataFrame) -> Table:
+def report_table(report: pd.DataFrame, others: Mapping[str, float] | None = None) -> Table:
     """Lay out a report, 80 characters wide with category names of up to 20 letters, 14 with the class accuracy.
 
     Args:
         report: As :func:`~anomalib_ccl.metrics.category.with_mean` returns it.
+        others: Figures of the test that no category has, for the line below the table; NaN is left out.
 
     Returns:
         A table with the number of images and the figures in percent; a dash stands for NaN.
@@ -26,6 +27,8 @@ def report_table(report: pd.DataFrame) -> Table:
         >>> report = pd.DataFrame([{"category": name, **row} for name in ("bottle", "mean")])
         >>> [next(column.cells) for column in report_table(report).columns]
         ['bottle', '83', '50.0', '50.0', '50.0', '50.0', '50.0', '50.0', '-', '50.0']
+        >>> report_table(report, {"image_AUROC": 0.5, "spread_image_AUROC": math.nan}).caption
+        'Other figures: image_AUROC 50.0'
     """
     # Most models tell no classes.
     figures = [name for name in FIGURES if name != "class_accuracy" or report[name].notna().any()]
@@ -38,6 +41,9 @@ def report_table(report: pd.DataFrame) -> Table:
         table.add_row(*_cells(row, figures))
     table.add_section()
     table.add_row(*_cells(mean, figures))
+    known = [f"{name} {100 * value:.1f}" for name, value in (others or {}).items() if not math.isnan(value)]
+    if known:
+        table.caption = f"Other figures: {', '.join(known)}"
     return table
 
 

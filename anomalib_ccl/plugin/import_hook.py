@@ -25,15 +25,19 @@ COMMANDS = "anomalib.cli.cli"
 
 
 class RegistryLoader(Loader):
-    """Loader that calls back when the module has run; in all else the loader it stands for.
+    """Loader that calls back before and after the module runs; in all else the loader it stands for.
 
     Args:
         loader: The module's own loader, put back on the module before the module runs.
+        loading: Called with the module before it runs.
         loaded: Called with the module after it ran without an error.
     """
 
-    def __init__(self, loader: "Loader", loaded: "Callable[[ModuleType], None]") -> None:
+    def __init__(
+        self, loader: "Loader", loading: "Callable[[ModuleType], None]", loaded: "Callable[[ModuleType], None]"
+    ) -> None:
         self._loader = loader
+        self._loading = loading
         self._loaded = loaded
 
     def __getattr__(self, name: str) -> object:
@@ -44,10 +48,11 @@ class RegistryLoader(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: "ModuleType") -> None:
-        """Run the module, then call back."""
+        """Run the module, with a call before and after."""
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
+        self._loading(module)
         self._loader.exec_module(module)
         self._loaded(module)
 
@@ -85,9 +90,24 @@ class RegistryFinder:
             # Up to Python 3.11 a finder may still lack find_spec.
             spec = finder.find_spec(fullname, path, target) if hasattr(finder, "find_spec") else None
             if spec is not None and spec.loader is not None:
-                spec.loader = RegistryLoader(spec.loader, self.loaded)
+                spec.loader = RegistryLoader(spec.loader, self.loading, self.loaded)
                 return spec
         return None
+
+    def loading(self, module: "ModuleType") -> None:
+        """Listen to what is said from the import of the commands on; this package has one of its own.
+
+        Args:
+            module: The module ``anomalib.models``, ``anomalib.data`` or ``anomalib.cli.cli``, not yet run.
+        """
+        if module.__name__ != COMMANDS and sys.orig_argv[1:3] != ["-m", "anomalib_ccl.insight"]:
+            return
+        try:
+            from anomalib_ccl.plugin import run_log  # noqa: PLC0415  # heavy
+
+            run_log.hold()
+        except Exception as error:  # anomalib must work whatever is wrong here
+            report(error)
 
     def loaded(self, module: "ModuleType") -> None:
         """Plug in where a module has just been imported.
@@ -99,10 +119,10 @@ class RegistryFinder:
         if not self._awaited:
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         try:
-            from anomalib_ccl.plugin import excepthook, registry  # noqa: PLC0415  # heavy
+            from anomalib_ccl.plugin import registry  # noqa: PLC0415  # heavy
 
             if module.__name__ == COMMANDS:
-                excepthook.explain_bad_input()
+                registry.register_commands(module)
             else:
                 registry.register(module)
         except Exception as error:  # anomalib must work whatever is wrong here

@@ -6,6 +6,7 @@ entry-point group ``lightning.pytorch.callbacks_factory``, whenever a ``Trainer`
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,21 @@ def register(registry: ModuleType) -> None:
         import_module("anomalib_ccl.data.prediction").mend_anomalib()
     if registry.__name__ == "anomalib.models":
         registry.ALLOWED_MODULES.add("anomalib_ccl")
+
+
+def register_commands(module: ModuleType) -> None:
+    """Have ``anomalib`` on the command line run our :class:`~anomalib_ccl.plugin.commands.Commands`.
+
+    Args:
+        module: The module ``anomalib.cli.cli``, fully imported.
+    """
+    from anomalib_ccl.plugin import commands, excepthook, run_log  # noqa: PLC0415  # heavy
+
+    if Path(sys.argv[0]).stem != "anomalib":  # a script of the user's, which may never make a command
+        run_log.held().release()
+    excepthook.explain_bad_input()
+    name = "AnomalibCLI"
+    setattr(module, name, type(name, (commands.Commands, getattr(module, name)), {}))
 
 
 def callbacks() -> "list[Callback]":

@@ -9,12 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_ccl.data.multi_category import MultiCategory
 from anomalib_ccl.model import CCL
+from anomalib_ccl.plugin.run_log import running
 
 _WAY_OUT = "choose another folder with --default_root_dir"
 
 
 class RunFolder(Callback):
     """Has all processes of a training write to one folder, and stops it at once if that would fail.
+
+    In a run of one of anomalib's commands, the log goes to that folder too.
 
     anomalib makes a folder for each process that Lightning starts, and its link ``latest`` leads to the last one. The
     folder of the first process becomes that of all. Does nothing but for :class:`~anomalib_ccl.CCL` or on
@@ -26,14 +29,22 @@ class RunFolder(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder of a training and check it.
+        """Agree on the folder of a training and check it; have the log written to the folder of any command.
 
         Raises:
             OSError: If the folder cannot be written to, or has no room for checkpoints.
         """
         datamodule = getattr(trainer, "datamodule", None)
-        if stage != "fit" or not (isinstance(pl_module, CCL) or isinstance(datamodule, MultiCategory)):
-            return
+        if stage == "fit" and (isinstance(pl_module, CCL) or isinstance(datamodule, MultiCategory)):
+            self._agree(trainer)
+            check_folder(
+                Path(trainer.default_root_dir), checkpoint_size(pl_module) if trainer.checkpoint_callbacks else 0
+            )
+        if log := running():
+            log.open(Path(trainer.default_root_dir))
+
+    @staticmethod
+    def _agree(trainer: Trainer) -> None:
         own = Path(trainer.default_root_dir)
         folder = Path(trainer.strategy.broadcast(str(own)))
         trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]  # there is no other way to set it
@@ -44,7 +55,6 @@ class RunFolder(Callback):
             if latest.is_symlink() and latest.readlink() == own:
                 latest.unlink()
                 latest.symlink_to(folder, target_is_directory=True)
-        check_folder(folder, checkpoint_size(pl_module) if trainer.checkpoint_callbacks else 0)
 
 
 def checkpoint_size(model: LightningModule) -> int:

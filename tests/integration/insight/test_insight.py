@@ -71,6 +71,9 @@ def test_command_prints_the_table_and_writes_it_and_the_pictures(
     tested = pd.read_csv(report, index_col="category").loc[CATEGORIES, "image_AUROC"]
     pd.testing.assert_series_equal(table.loc[CATEGORIES, "image_AUROC_calibrated"], tested, check_names=False)
 
+    assert "Warning" not in output
+    assert "Importing from timm.models.layers" in (tmp_path / "here/log.txt").read_text(encoding="utf-8")
+
     for name in CATEGORIES:
         cells = [line.split()[1:] for line in output.splitlines() if line.split()[:1] == [name]]
         assert [len(row) for row in cells] == [6, 8, 9]

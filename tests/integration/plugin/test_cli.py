@@ -1,6 +1,7 @@
 """anomalib's own commands, typed as a user types them, from training to a prediction of the exported model."""
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -23,11 +24,12 @@ MODEL = [
 TRAINER = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
 
 
-def run(folder: Path, *arguments: str | Path, program: Path = ANOMALIB, code: int = 0) -> str:
-    """Run a command in a folder and return what it printed on both streams."""
+def run(folder: Path, *arguments: str | Path, program: Path = ANOMALIB, code: int = 0, **variables: str) -> str:
+    """Run a command in a folder and return what it printed, last what it ended with."""
     command = [str(argument) for argument in (program, *arguments)]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    output = result.stdout + result.stderr
+    environment = os.environ | variables
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    output = result.stderr + result.stdout if code == 0 else result.stdout + result.stderr
     assert result.returncode == code, output
     return output
 
@@ -57,6 +59,38 @@ def test_train_prints_the_table_of_categories_and_writes_it_as_csv(trained: tupl
         assert f"{100 * frame.loc[category, 'pixel_AUROC']:.1f}" in cells
 
 
+def test_train_says_little_once_and_leaves_the_rest_to_a_log(trained: tuple[Path, str]) -> None:
+    folder, output = trained
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    assert len(lines) == len(set(lines)) < 30
+    assert not re.search(r"INFO|Warning|\bnan\b", output)
+    assert "Other figures: embedding_V_measure" in output
+    (log,) = (folder / "results/CCL/MultiCategory/v0").glob("log.txt")
+    assert str(log) in lines[-1]
+    said = log.read_text(encoding="utf-8")
+    # From the import of the libraries, before there was a folder, to the end; with the summary of the model.
+    for text in (
+        "Importing from timm.models.layers",
+        "Initializing CCL model",
+        "GPU available",
+        "Trainable params",
+        "Testing took",
+    ):
+        assert said.count(text) == 1
+
+
+def test_run_that_is_not_ours_says_what_it_says_without_the_plugin(tmp_path: Path) -> None:
+    command = ["export", "--model=Padim", "--model.backbone=resnet18", "--model.pre_trained=false"]
+    command += ["--export_type=torch", "--trainer.accelerator=cpu"]
+    outputs = []
+    for off in ("0", "1"):
+        output = run(tmp_path, *command, ANOMALIB_CCL_DISABLE=off)
+        # The columns of RichHandler's time differ, and Lightning names our callbacks.
+        outputs.append({re.sub(r"[\d\W]+", " ", line) for line in output.splitlines() if "entry point" not in line})
+    assert outputs[0] == outputs[1]
+    assert not list(tmp_path.rglob("log.txt"))
+
+
 def test_train_keeps_a_heatmap_of_every_test_image(trained: tuple[Path, str], sample_root: Path) -> None:
     images = trained[0] / "results/CCL/MultiCategory/latest/images"
     expected = {f"{path.parts[-4]}/{path.parts[-2]}/{path.name}" for path in sample_root.glob("*/test/*/*.png")}
@@ -70,7 +104,7 @@ def test_validate_and_test_run_from_a_checkpoint(
     output = run(
         tmp_path, command, *MODEL, *data(sample_root), f"--ckpt_path={checkpoint}", "--trainer.accelerator=cpu"
     )
-    assert ("mean_image_AUROC" in output) == (command == "test")
+    assert ("Test results per category" in output) == (command == "test")
 
 
 def test_predict_leaves_a_row_and_a_heatmap_of_every_image_in_a_folder_and_says_where(
@@ -95,7 +129,13 @@ def test_predict_leaves_a_row_and_a_heatmap_of_every_image_in_a_folder_and_says_
 
 
 def test_export_and_predict_with_openvino(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
-    run(tmp_path, "export", *MODEL, f"--ckpt_path={checkpoint}", "--export_type=openvino", f"--export_root={tmp_path}")
+    command = ["export", *MODEL, f"--ckpt_path={checkpoint}", "--export_type=openvino", f"--export_root={tmp_path}"]
+    exported, logged = run(tmp_path, *command).splitlines()
+    assert exported == f"Exported model to {tmp_path}/weights/openvino/model.xml"
+    assert logged.endswith(f": {tmp_path}/log.txt")
+    said = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "constant folding" in said
+    assert "[torch.onnx] Run decompositions..." in said
     image = next(iter(sorted(sample_root.glob("*/test/good/*.png"))))
     script = ROOT / "examples/predict_openvino.py"
     model = tmp_path / "weights/openvino/model.xml"
@@ -195,6 +235,9 @@ def test_unreadable_image_ends_training_with_its_path_and_no_traceback(
     assert output.splitlines()[-1].startswith("error: ")
     assert str(broken) in output.splitlines()[-1]
     assert "Traceback" not in output
+    said = (tmp_path / "results/CCL/MultiCategory/v0/log.txt").read_text(encoding="utf-8")
+    assert "Initializing CCL model" in said
+    assert "Traceback" in said
 
 
 def test_unreadable_images_are_left_out_of_training_and_report_where_asked_for(
