@@ -34,6 +34,27 @@ class ClassExport(Base):
     # Black and white of the images of the training, where MultiCategory read them.
     pixel_ranges: PixelRanges | None = None
 
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
+        """Export the model with PyTorch; see anomalib's ``ExportMixin.to_torch``.
+
+        The exported model needs no gradient: anomalib's ``TorchInferencer`` would ask for one.
+
+        Args:
+            *args: Passed to anomalib.
+            **kwargs: Passed to anomalib.
+
+        Returns:
+            Path to the ``.pt`` file.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad = False
+        try:
+            return super().to_torch(*args, **kwargs)
+        finally:
+            for parameter in trained:
+                parameter.requires_grad = True
+
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # noqa: ANN401
         """Export the model to ONNX; see anomalib's ``ExportMixin.to_onnx``.
 

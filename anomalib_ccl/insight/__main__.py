@@ -55,11 +55,9 @@ def make_insight(ckpt_path: Path, datamodule: AnomalibDataModule, output: Path) 
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the model or the datamodule does not fit; see :func:`~anomalib_ccl.insight.collect_scores`.
+        ValueError: If it is not one of CCL, or the model or the datamodule does not fit; see
+            :func:`~anomalib_ccl.insight.collect_scores`.
     """
-    if not ckpt_path.is_file():
-        msg = f"no checkpoint at {ckpt_path}; `anomalib train` writes one to results/…/weights/lightning/model.ckpt"
-        raise FileNotFoundError(msg)
     model = CCL.load_from_checkpoint(ckpt_path, map_location="cpu", evaluator=False, visualizer=False)
     scores = collect_scores(model, datamodule)
     figures = calibration_figures(scores.images, scores.embeddings, scores.f1_threshold)

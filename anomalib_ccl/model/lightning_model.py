@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_ccl.classes.clustering import ClassCount
 from anomalib_ccl.classes.labels import ClassLabels
 from anomalib_ccl.classes.training_classes import TrainingClasses
+from anomalib_ccl.export.architecture import architecture_of
 from anomalib_ccl.export.checkpoints import Checkpoints
 from anomalib_ccl.export.class_export import ClassExport
 from anomalib_ccl.export.pre_processor import ExactPreProcessor
@@ -46,18 +47,19 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
     """One anomaly detection model for many product categories: class-aware contrastive learning.
 
     Reverse distillation whose projected features are shaped by two contrastive losses. They use the category of
-    each normal training image, so that the model does not reconstruct one product as another.
+    each normal training image, so that the model does not reconstruct one product as another. A checkpoint knows its
+    architecture: an argument that is given and contradicts it is refused when it is loaded.
 
     Args:
-        backbone: Name of a convolutional timm model for the teacher.
-        pre_trained: Whether the teacher uses timm's pre-trained weights.
+        backbone: Name of a convolutional timm model for the teacher; the checkpoint's, else wide_resnet50_2.
+        pre_trained: Whether the teacher uses timm's pre-trained weights, where no checkpoint brings them along.
         backbone_weights: A .safetensors or .pth file with the teacher's weights, used instead of timm's.
-        image_size: Height and width that images are resized to, in pixels, multiples of 32. A pre-processor of
-            your own takes precedence.
-        projection: Layers between teacher and bottleneck: "standard" is the paper's, "residual" adds it to the
-            features (1.9 points of pixel AUROC more on the finest category of realad; with ema_decay=0.99 6.9, and
-            1.2 of image AUROC), "light" is depthwise-separable, "none" plain reverse distillation.
-        noise_probability: Probability, per training step, of noise on the projected features, in [0, 1].
+        image_size: Height and width that images are resized to, in pixels, multiples of 32; the checkpoint's, else
+            256 × 256. A pre-processor of your own takes precedence.
+        projection: Layers between teacher and bottleneck; the checkpoint's, else "standard", the paper's. "residual"
+            adds it to the features (1.9 points of pixel AUROC more on the finest category of realad; 6.9 with
+            ema_decay=0.99, and 1.2 of image AUROC), "light" is depthwise-separable, "none" plain reverse distillation.
+        noise_probability: Probability of noise on the projected features, per step; the checkpoint's, else 0.309.
         local_weight: Weight of the local contrastive loss; 0 switches it off.
         global_weight: Weight of the global contrastive loss; 0 switches it off.
         temperature: Temperature of both contrastive losses, greater than 0.
@@ -85,7 +87,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         n_pseudo_classes: Number of pseudo-classes, at most that of the training images, or "auto": 1 to 50, by
             the silhouette of the clusters.
         calibrate: Whether the model, when it is trained, learns to recognise each class and divides maps and scores
-            by the limit of the class, so that one threshold fits all.
+            by the limit of the class, so that one threshold fits all; it does unless this is False.
         false_alarm_rate: Share of normal images of each class that may be called anomalous, in (0, 0.5]; sets the
             threshold from the normal training images alone. Without it, anomalib's adaptive threshold is used, or the
             rate that a checkpoint was trained with; another one needs no new training.
@@ -102,8 +104,6 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
 
     Raises:
         ValueError: If an argument is out of its range, or the backbone is unknown or not convolutional.
-        FileNotFoundError: If the file of weights does not exist.
-        OSError: If the weights cannot be downloaded.
 
     Example:
         >>> model = CCL(backbone="resnet18", pre_trained=False)
@@ -115,12 +115,12 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
 
     def __init__(
         self,
-        backbone: str = "wide_resnet50_2",
+        backbone: str | None = None,
         pre_trained: bool = True,
         backbone_weights: str | Path | None = None,
-        image_size: tuple[int, int] = (256, 256),
-        projection: Projection = "standard",
-        noise_probability: float = 0.309,
+        image_size: tuple[int, int] | None = None,
+        projection: Projection | None = None,
+        noise_probability: float | None = None,
         local_weight: float = 1.0,
         global_weight: float = 1.0,
         temperature: float = 0.05,
@@ -133,7 +133,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         torch_compile: bool = False,
         class_labels: ClassLabels = "auto",
         n_pseudo_classes: ClassCount = "auto",
-        calibrate: bool = True,
+        calibrate: bool | None = None,
         false_alarm_rate: float | None = None,
         feature_cache: str | Path | None = None,
         pre_processor: PreProcessor | bool = True,
@@ -141,17 +141,12 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # As a plain tuple, whatever sequence a config gave: hyper-parameters are saved in the checkpoint.
-        image_size = (int(image_size[0]), int(image_size[1]))
-        weights = local_weight, global_weight
-        loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
+        given = self.given_arguments(locals())
+        # As plain data, whatever a config gave: hyper-parameters are saved in the checkpoint.
+        backbone, image_size, projection, noise_probability, calibrate = architecture_of(given).values()
         check_schedule(schedule)
         if ema_decay is not None:
             check_decay(ema_decay)
-        classes = TrainingClasses(class_labels, n_pseudo_classes)
-        if false_alarm_rate is not None and not calibrate:
-            msg = f"false_alarm_rate={false_alarm_rate} needs calibrate=True, which finds the limit of each class"
-            raise ValueError(msg)
         if post_processor is True and false_alarm_rate is not None:
             post_processor = LimitPostProcessor()
         if pre_processor is True:
@@ -162,16 +157,20 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.loss = loss
+        self.given = given
+        weights = local_weight, global_weight
+        self.loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
         self.schedule = schedule
         self.ema_decay = ema_decay
         self.torch_compile = torch_compile
         self._compiled: Any = None
-        self.classes = classes
+        self.classes = TrainingClasses(class_labels, n_pseudo_classes)
         self.calibrate = calibrate
         self.feature_cache = None if feature_cache is None else FeatureCache(feature_cache)
         rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
-        self.model = CCLModel(backbone, pre_trained, backbone_weights, projection, noise_probability, **rate)
+        self.model = CCLModel(backbone, False, None, projection, noise_probability, **rate)
+        if pre_trained or backbone_weights is not None:
+            self.model.network.teacher.load_when_needed(backbone_weights)
         _check_image_size(self.input_size, self.model.network.stride)
 
     @staticmethod
@@ -198,6 +197,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         Args:
             stage: What the trainer is about to do.
         """
+        super().setup(stage)
         if stage == "fit":
             limit_epochs(self.trainer)
             refuse_other_averaging(self.trainer)

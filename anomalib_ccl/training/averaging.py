@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
@@ -36,6 +37,11 @@ class NetworkAveraging(WeightAveraging):
         if self._average_model is not None:
             for name in self._shared:
                 self._average_model.module.set_submodule(name, pl_module.get_submodule(name))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the average from a checkpoint, which may have given the model another network since the setup."""
+        self.setup(trainer, pl_module, trainer.state.fn or "")
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @contextmanager
     def in_place(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:

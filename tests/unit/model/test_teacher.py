@@ -1,6 +1,7 @@
 """The frozen teacher and where its weights come from."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,27 @@ def test_offline_weights_recognise_photographs(photograph: str, imagenet_class: 
     image = resize(to_dtype(to_image(getattr(data, photograph)()), scale=True), [224, 224], antialias=True)
     image = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     assert imagenet_class in network(image[None]).topk(3).indices[0]
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_weights_that_a_state_dictionary_brings_along_are_not_asked_for() -> None:
+    expected = Teacher("resnet18", pre_trained=False)
+    teacher = Teacher("resnet18", pre_trained=False)
+    teacher.load_when_needed()
+    teacher.load_state_dict(expected.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    assert all(map(torch.equal, teacher.features(images), expected.features(images)))
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("use", [lambda teacher: teacher.features(torch.zeros(1, 3, 64, 64)), Teacher.state_dict])
+def test_weights_are_loaded_when_they_are_first_used(use: Callable[[Teacher], object]) -> None:
+    torch.manual_seed(0)
+    teacher = Teacher("tf_efficientnet_lite0", pre_trained=False)
+    teacher.load_when_needed()
+    before = torch.get_rng_state()
+    use(teacher)
+    assert torch.equal(torch.get_rng_state(), before)
+    loaded = dict(teacher.named_parameters())
+    for name, value in Teacher("tf_efficientnet_lite0").named_parameters():
+        assert torch.equal(loaded[name], value)
