@@ -99,10 +99,11 @@ class RegistryFinder:
         if not self._awaited:
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         try:
-            from anomalib_ccl.plugin import excepthook, registry  # noqa: PLC0415  # heavy
+            from anomalib_ccl.plugin import commands, excepthook, registry  # noqa: PLC0415  # heavy
 
             if module.__name__ == COMMANDS:
                 excepthook.explain_bad_input()
+                module.AnomalibCLI = commands.extended(module.AnomalibCLI)  # type: ignore[attr-defined]
             else:
                 registry.register(module)
         except Exception as error:  # anomalib must work whatever is wrong here
