@@ -15,8 +15,8 @@ demo: $(BIN)/.installed
 		--trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8
 	$(DEMO) python -m anomalib_ccl.insight --ckpt_path $(RUN)/weights/lightning/model.ckpt \
 		--data configs/data/sample.yaml --output $(RUN)/insight
-	$(DEMO) anomalib export --config configs/model/ccl_lite0.yaml --export_type openvino \
-		--ckpt_path $(RUN)/weights/lightning/model.ckpt --export_root $(RUN)
+	$(DEMO) anomalib export --model CCL --ckpt_path $(RUN)/weights/lightning/model.ckpt \
+		--export_type openvino --export_root $(RUN)
 	$(BIN)/python examples/predict_openvino.py $(RUN)/weights/openvino/model.xml \
 		datasets/sample/brick/test/scratch/000.png $(RUN)/prediction.png
 

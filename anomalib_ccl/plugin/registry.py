@@ -44,16 +44,18 @@ def register(registry: ModuleType) -> None:
 def register_commands(module: ModuleType) -> None:
     """Have ``anomalib`` on the command line run our :class:`~anomalib_ccl.plugin.commands.Commands`.
 
+    Behind them are :class:`~anomalib_ccl.plugin.trained_commands.TrainedCommands`, for models that are trained already.
+
     Args:
         module: The module ``anomalib.cli.cli``, fully imported.
     """
-    from anomalib_ccl.plugin import commands, excepthook, run_log  # noqa: PLC0415  # heavy
+    from anomalib_ccl.plugin import commands, excepthook, run_log, trained_commands  # noqa: PLC0415  # heavy
 
     if Path(sys.argv[0]).stem != "anomalib":  # a script of the user's, which may never make a command
         run_log.held().release()
     excepthook.explain_bad_input()
     name = "AnomalibCLI"
-    setattr(module, name, type(name, (commands.Commands, getattr(module, name)), {}))
+    setattr(module, name, type(name, (commands.Commands, trained_commands.TrainedCommands, getattr(module, name)), {}))
 
 
 def callbacks() -> "list[Callback]":
