@@ -200,15 +200,17 @@ class RunLog:
 
     def _take(self, logger: logging.Logger, record: logging.LogRecord) -> None:
         library = is_library(record.pathname)
+        # Who has debugging messages shown has asked for them, as with TORCH_LOGS.
+        taken = record.levelno >= logging.INFO
         # The handlers, as logging calls them, except those that write to the terminal for libraries.
         current: logging.Logger | None = logger
         while current is not None:
             for handler in current.handlers:
-                muted = (library or current.parent is None) and _on_screen(handler)
+                muted = taken and (library or current.parent is None) and _on_screen(handler)
                 if record.levelno >= handler.level and not muted:
                     handler.handle(record)
             current = current.parent if current.propagate else None
-        if record.levelno >= logging.INFO:
+        if taken:
             (self._file or self._memory).handle(record)
             self._show(record, library)
 
@@ -248,9 +250,8 @@ def _posix(path: str) -> str:
 
 def _on_screen(handler: logging.Handler) -> bool:
     streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-    return isinstance(handler, RichHandler) or (
-        isinstance(handler, logging.StreamHandler) and handler.stream in streams
-    )
+    # torch's handlers are of a class of its own.
+    return getattr(handler, "stream", None) in streams or isinstance(handler, RichHandler)
 
 
 _log: RunLog | None = None

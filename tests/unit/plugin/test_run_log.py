@@ -105,6 +105,15 @@ def test_crash_before_there_was_a_folder_is_in_the_log(tmp_path: Path) -> None:
     assert said.index("before a crash") < said.index("Traceback") < said.index("RuntimeError: crash")
 
 
+def test_torch_has_handlers_of_its_own_kind_and_is_not_heard_either(
+    log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.open(tmp_path)
+    logging.getLogger("torch").handle(logging.LogRecord("torch", logging.WARNING, LIBRARY, 1, "no CUDA", (), None))
+    assert capsys.readouterr() == ("", "")
+    assert "no CUDA" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("end", [RunLog.close, RunLog.release, RunLog.drop])
 @pytest.mark.parametrize("begin", [RunLog.hold, RunLog.keep])
 def test_all_is_put_back(begin: Callable[[RunLog], None], end: Callable[[RunLog], None]) -> None:
