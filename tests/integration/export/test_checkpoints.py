@@ -173,7 +173,7 @@ def test_what_does_not_change_the_network_may_differ(run: Run, sample_root: Path
         "global_weight": 2.0,
         "temperature": 0.2,
         "num_negatives": 3,
-        "global_loss": "released",
+        "losses": "released",
         "schedule": "cosine",
         "ema_decay": 0.5,
         "torch_compile": True,

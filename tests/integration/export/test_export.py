@@ -31,7 +31,8 @@ def case(request: pytest.FixtureRequest) -> tuple[str, tuple[int, int] | None]:
 @pytest.fixture(scope="module")
 def trained(case: tuple, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> CCL:
     seed_everything(0)
-    model = CCL(case[0], pre_trained=False, image_size=SIZE, visualizer=False)
+    # Pre-trained where there are weights: no image then lies between two classes, of which each precision takes one.
+    model = CCL(case[0], pre_trained=case[1] is None, image_size=SIZE, visualizer=False)
     engine = Engine(default_root_dir=tmp_path_factory.mktemp("trained"), accelerator="cpu", max_epochs=2)
     engine.fit(model, datamodule=MultiCategory(root=sample_root, train_batch_size=8, num_workers=0))
     return model.cpu().eval()
