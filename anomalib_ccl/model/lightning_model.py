@@ -57,8 +57,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         image_size: Height and width that images are resized to, in pixels, multiples of 32; the checkpoint's, else
             256 × 256. A pre-processor of your own takes precedence.
         projection: Layers between teacher and bottleneck; the checkpoint's, else "standard", the paper's. "residual"
-            adds it to the features (1.9 points of pixel AUROC more on the finest category of realad; 6.9 with
-            ema_decay=0.99, and 1.2 of image AUROC), "light" is depthwise-separable, "none" plain reverse distillation.
+            adds it to the features, "light" is depthwise-separable, "none" plain reverse distillation.
         noise_probability: Probability of noise on the projected features, per step; the checkpoint's, else 0.309.
         local_weight: Weight of the local contrastive loss; 0 switches it off.
         global_weight: Weight of the global contrastive loss; 0 switches it off.
@@ -72,12 +71,9 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         match_window: Side of the square of positions in which matches are looked for, an odd number, as on the paper's
             project page, which tells no size; without it the whole map, as in the released code.
         schedule: How the learning rates fall: "step", the authors' configuration, to a tenth at 80 % of the training
-            (a fault in their code keeps them constant); "cosine" is half a cosine, to 0, which brought 0.9 points of
-            pixel AUROC on realad (the ablation in the README).
+            (a fault in their code keeps them constant); "cosine" is half a cosine, to 0.
         ema_decay: Decay of an exponential moving average of the weights, in (0, 1), which then takes the place of the
-            last weights in validation, checkpoint and trained model; 0.99 averages over about 100 steps. On realad it
-            brought 1.0 point of pixel AUROC, 3.4 on the finest category, and 3.7 of AUPRO, and halved the spread of
-            the image AUROC over the last five epochs, from 2.9 to 1.5.
+            last weights in validation, checkpoint and trained model; 0.99 averages over about 100 steps.
         torch_compile: Whether ``torch.compile`` compiles the training pass, which takes a minute and a C++ compiler.
             On a processor it was no faster; on a GPU it was not measured.
         class_labels: Where the class of a training image comes from: "category" (the datamodule tells it),
