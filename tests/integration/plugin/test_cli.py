@@ -16,7 +16,6 @@ from lightning.pytorch.cli import SaveConfigCallback
 from PIL import Image
 
 from anomalib_ccl import MultiCategory
-from anomalib_ccl.plugin import commands
 
 ROOT = Path(__file__).parents[3]
 ANOMALIB = Path(sys.executable).with_name("anomalib")
@@ -170,7 +169,7 @@ def test_every_command_takes_the_config_of_the_training_and_leaves_it_in_place(
     monkeypatch.chdir(trained[0])
     config = Path("results/CCL/MultiCategory/latest/config.yaml")
     arguments = [command, f"--config={config}", *(["--export_type=torch"] if command == "export" else [])]
-    cli = commands.extended(AnomalibCLI)(arguments, run=False)
+    cli = AnomalibCLI(arguments, run=False)
     assert cli.model.given == {"backbone": "mobilenetv3_small_100", "image_size": (64, 64)}
     assert isinstance(cli.datamodule, MultiCategory)
     (saved,) = (c for c in cli.engine._cache.args["callbacks"] if isinstance(c, SaveConfigCallback))
