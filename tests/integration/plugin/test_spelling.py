@@ -40,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         (
             ["train", "--model=CCL", "--model.projection=residul"],
-            "projection of CCL is 'residul', did you mean 'residual'? It takes Literal['standard', ",
+            "projection of CCL is 'residul', did you mean 'residual'? It takes Optional[Literal['standard', ",
         ),
         (["train", "--model=CCL", "--model.ema_decay=x"], "ema_decay of CCL is 'x', but takes float | None"),
         (["train", *DATA, "--data.datset=x"], "MultiCategory has no argument 'datset'; did you mean 'dataset'?"),
