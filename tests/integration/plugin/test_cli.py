@@ -205,7 +205,10 @@ def test_what_does_not_go_with_a_trained_model_ends_with_one_message_and_no_trac
 def test_comparing_exports_prints_a_row_for_each_form(sample_root: Path, checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
     script = ROOT / "examples/compare_exports.py"
-    output = run(tmp_path, script, checkpoint, sample_root, program=Path(sys.executable))
+    for product in ("brick", "retina"):
+        (tmp_path / "two" / product).parent.mkdir(exist_ok=True)
+        (tmp_path / "two" / product).symlink_to(sample_root / product)
+    output = run(tmp_path, script, checkpoint, tmp_path / "two", program=Path(sys.executable))
     table = output[output.index("size  latency") :].splitlines()[1:]
     assert [line.split()[0] for line in table[:4]] == ["PyTorch", "FP32", "FP16", "INT8_PTQ"]
 
@@ -241,7 +244,8 @@ def test_benchmark_collects_ccl_and_reverse_distillation_in_one_csv(sample_root:
     config = yaml.safe_load((ROOT / "configs/benchmark/sample.yaml").read_text())
     for model in config["benchmark"]["model"]["grid"]:
         model["init_args"]["pre_trained"] = False
-    config["benchmark"]["data"]["init_args"].update(root=str(sample_root), max_epochs=1, num_workers=0)
+    two = {"categories": ["brick", "retina"], "max_epochs": 1, "num_workers": 0}
+    config["benchmark"]["data"]["init_args"].update(root=str(sample_root), **two)
     (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
     run(tmp_path, "benchmark", "--config=benchmark.yaml")
     (results,) = (tmp_path / "runs/benchmark").glob("*/results.csv")
@@ -250,7 +254,7 @@ def test_benchmark_collects_ccl_and_reverse_distillation_in_one_csv(sample_root:
     assert all(0 < float(row["mean_pixel_AUROC"]) < 1 for row in rows)
     (categories,) = (tmp_path / "runs/benchmark").glob("*categories.csv")
     frame = pd.read_csv(categories)
-    assert frame.groupby("model").size().to_dict() == {"CCL": 7, "ReverseDistillation": 7}
+    assert frame.groupby("model").size().to_dict() == {"CCL": 3, "ReverseDistillation": 3}
     means = frame[frame["category"] == "mean"].set_index("model")["mean_pixel_AUROC".removeprefix("mean_")]
     for row in rows:
         assert float(row["mean_pixel_AUROC"]) == pytest.approx(means[row["model.class_path"]], abs=1e-6)
