@@ -18,9 +18,9 @@ from torchvision.transforms.v2 import Resize
 
 from anomalib_ccl import CCL, MultiCategory
 
-# Nothing of it is a default.
+# Nothing of it is a default, nor are the mean and standard deviation of this backbone.
 TRAINED = {
-    "backbone": "mobilenetv3_small_100",
+    "backbone": "tf_efficientnet_lite0",
     "image_size": (64, 96),
     "projection": "light",
     "noise_probability": 0.1,
@@ -124,7 +124,7 @@ def test_training_goes_on_with_the_network_of_the_checkpoint(
 
 
 CONTRADICTIONS = {
-    "backbone": ("resnet18", "backbone='mobilenetv3_small_100', not backbone='resnet18'"),
+    "backbone": ("resnet18", "backbone='tf_efficientnet_lite0', not backbone='resnet18'"),
     "image_size": ((64, 64), "image_size=(64, 96), not image_size=(64, 64)"),
     "projection": ("standard", "projection='light', not projection='standard'"),
     "calibrate": (False, "calibrate=True, not calibrate=False"),
@@ -160,7 +160,7 @@ def test_contradiction_is_refused_whatever_the_checkpoint_is_for(
 
 def test_all_contradictions_stand_in_one_message(run: Run) -> None:
     message = (
-        r"trained with backbone='mobilenetv3_small_100' and projection='light', not backbone='x' and projection='y'"
+        r"trained with backbone='tf_efficientnet_lite0' and projection='light', not backbone='x' and projection='y'"
     )
     with pytest.raises(ValueError, match=message):
         CCL.load_from_checkpoint(run.checkpoint, backbone="x", projection="y", temperature=0.2)
@@ -203,7 +203,7 @@ def test_checkpoints_of_earlier_versions_load(
             del checkpoint[name]
 
     path = edited(as_before)
-    model = CCL(**SAME) if way == "trainer" else CCL.load_from_checkpoint(path, visualizer=False)
+    model = CCL(visualizer=False) if way == "trainer" else CCL.load_from_checkpoint(path, visualizer=False)
     scores = predicted(model, sample_root, tmp_path, path if way == "trainer" else None)
     torch.testing.assert_close(scores, run.scores)
 
