@@ -11,7 +11,8 @@ from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
 from anomalib.data.utils import LabelName
 from torchvision.tv_tensors import Mask
 
-from anomalib_ccl.data.reading import PixelRanges, read_image, read_masks
+from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.data.reading import read_image, read_masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_ccl.data.dataset import MultiCategoryDataset
 from anomalib_ccl.data.naming import Entry, category_names
-from anomalib_ccl.data.reading import PixelRanges, find_ranges
+from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.data.reading import find_ranges
 from anomalib_ccl.data.sampler import CategorySampler, one_kind_a_batch
 from anomalib_ccl.data.source import CategorySource
 from anomalib_ccl.data.splits import split_samples, tasks

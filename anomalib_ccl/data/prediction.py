@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from anomalib_ccl.data.dataset import MultiCategoryDataset
 from anomalib_ccl.data.files import images_in
-from anomalib_ccl.data.reading import PixelRanges, is_deep, read_image
+from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.data.reading import is_deep, read_image
 from anomalib_ccl.data.samples import collate_of, datasets_of
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class FolderImages(PredictDataset):
 class ReadAsTrained(Callback):
     """Has every model that MultiCategory trained read all later images as those that it was trained on.
 
-    The ranges of its images (:class:`~anomalib_ccl.data.reading.PixelRanges`) become the model's ``pixel_ranges``, and
+    The ranges of its images (:class:`~anomalib_ccl.data.ranges.PixelRanges`) become the model's ``pixel_ranges``, and
     a part of its checkpoints. A user's own ``DataLoader`` without a ``collate_fn`` gets that of its images.
 
     Example:

@@ -7,7 +7,6 @@ exceeds; floats are taken as they are where all lie between 0 and 1, else from t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,14 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 from torchvision.tv_tensors import Mask
 from tqdm.auto import tqdm
 
+from anomalib_ccl.data.ranges import PixelRanges, Range
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
-
-Range = tuple[float, float]
 
 # The whites of cameras of 8, 10, 12, 14 and 16 bits, whose frames are all kept in 16; and of 32 bits.
 _WHITES = [2**bits - 1 for bits in (8, 10, 12, 14, 16, 32)]
@@ -42,47 +41,6 @@ _UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {
     7: lambda pixels: np.rot90(np.swapaxes(pixels, 0, 1), 2),
     8: np.rot90,
 }
-
-
-@dataclass(frozen=True)
-class PixelRanges:
-    """Which values of deep images are black and white; plain numbers, so that a checkpoint can keep them.
-
-    Args:
-        integers: Black and white of images of whole numbers with more than 8 bits. ``None`` is 0 and the largest
-            number of their type for 16 bits, 65535, and unknown for more.
-        floats: Black and white of images of floats.
-    """
-
-    integers: Range | None = None
-    floats: Range = (0.0, 1.0)
-
-    def __str__(self) -> str:
-        low, high = self.integers or (0, "the largest number of their type")
-        return f"whole numbers from {low} to {high} and floats from {self.floats[0]:g} to {self.floats[1]:g}"
-
-    def of(self, dtype: np.dtype) -> Range:
-        """Black and white of images of a type.
-
-        Args:
-            dtype: The type of their pixels.
-
-        Raises:
-            ValueError: If pixels cannot be of that type, or if only ``integers`` could tell what is white in it.
-        """
-        if dtype.kind == "b":
-            return 0, 1
-        if dtype.kind == "f":
-            return self.floats
-        if dtype.kind not in "iu":
-            msg = f"pixels of type {dtype} are no image; whole numbers and floats are"
-            raise ValueError(msg)
-        if dtype.itemsize == 1:
-            return 0, int(np.iinfo(dtype).max)
-        if self.integers is None and dtype.itemsize > 2:
-            msg = f"no image of the training tells what is white in whole numbers of {8 * dtype.itemsize} bits"
-            raise ValueError(msg)
-        return self.integers or (0, int(np.iinfo(dtype).max))
 
 
 def to_rgb(image: Image.Image | NDArray, ranges: PixelRanges | None = None) -> NDArray:

@@ -11,7 +11,8 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName, Split, ValSplitMode, synthetic
 
-from anomalib_ccl.data.reading import PixelRanges, read_image
+from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.data.reading import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from anomalib_ccl.classes.training_classes import TrainingClasses
 from anomalib_ccl.data.prediction import ranges_of
-from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.export.architecture import ARCHITECTURE, architecture_of, plain, refuse_contradictions
 from anomalib_ccl.export.components import COMPONENTS, prepare_components
 from anomalib_ccl.training.completion import Completion

@@ -15,7 +15,7 @@ from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
 from anomalib_ccl.classes.training_classes import TrainingClasses
-from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.export.inferencer import CLASS_INDEX, CLASS_NAMES, PIXEL_RANGES
 from anomalib_ccl.export.quantization import quantize
 

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from anomalib_ccl.data.reading import PixelRanges, pixels_of, read_image, to_rgb
+from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.data.reading import pixels_of, read_image, to_rgb
 
 Frame = str | Path | Image.Image | np.ndarray | torch.Tensor
 

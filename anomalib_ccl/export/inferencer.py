@@ -9,7 +9,7 @@ from anomalib.data import NumpyImageBatch
 from anomalib.deploy import OpenVINOInferencer
 from numpy.typing import NDArray
 
-from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.export.frames import Frame, to_batch
 from anomalib_ccl.export.model_file import read_model
 

@@ -12,7 +12,8 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
 from PIL import Image
 
-from anomalib_ccl.data.reading import PixelRanges, is_deep, is_turned, read_image
+from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.data.reading import is_deep, is_turned, read_image
 from anomalib_ccl.metrics.caption import add_caption
 from anomalib_ccl.metrics.full_disk import FULL, writing_to
 

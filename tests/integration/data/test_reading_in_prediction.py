@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from anomalib_ccl import CCL, MultiCategory
 from anomalib_ccl.data.prediction import FolderImages
-from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.ranges import PixelRanges
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 

@@ -17,7 +17,7 @@ from lightning import seed_everything
 from PIL import Image
 
 from anomalib_ccl import CCL, CCLInferencer, MultiCategory
-from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.ranges import PixelRanges
 
 CATEGORIES = ["brick", "retina", 'tissue & "ink", <5 mm']
 OUTPUTS = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anomalib_ccl import CCL, MultiCategory
-from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.metrics import ImageReport
 from anomalib_ccl.metrics.heatmaps import Heatmaps
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.export.frames import to_batch
 
 # Neither axis could be taken for channels.
