@@ -1,9 +1,7 @@
 """What a checkpoint holds beside the weights, and how a model takes it back."""
 
 from collections.abc import Mapping
-from inspect import currentframe
 from pathlib import Path
-from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 
 from anomalib.models.components import AnomalibModule
@@ -15,6 +13,7 @@ from anomalib_ccl.data.prediction import ranges_of
 from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.export.architecture import ARCHITECTURE, architecture_of, plain, refuse_contradictions
 from anomalib_ccl.export.components import COMPONENTS, prepare_components
+from anomalib_ccl.training.callers import caller
 from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.further import is_test_after_training, start_from_weights
 
@@ -174,7 +173,5 @@ def _given_to_export() -> dict[str, Any]:
 
     anomalib loads another model of the same class for the export, without any arguments.
     """
-    for frame, _ in walk_stack(currentframe()):
-        if frame.f_code.co_name == "export" and frame.f_globals["__name__"] == "anomalib.engine.engine":
-            return frame.f_locals["model"].given
-    return {}
+    exporting = caller("Engine", "export")
+    return {} if exporting is None else exporting["model"].given

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from anomalib.pipelines.benchmark.job import BenchmarkJob
 
-from anomalib_ccl.metrics.callers import caller
+from anomalib_ccl.training.callers import caller
 
 
 def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:

@@ -13,7 +13,6 @@ from torch.utils.data import DistributedSampler
 
 from anomalib_ccl.data.dataset import MultiCategoryDataset
 from anomalib_ccl.data.samples import datasets_of
-from anomalib_ccl.metrics.callers import caller
 from anomalib_ccl.metrics.earlier import HEATMAPS, PREDICTIONS, set_aside
 from anomalib_ccl.metrics.full_disk import writing_to
 from anomalib_ccl.metrics.heatmaps import Heatmaps, own_visualizers
@@ -21,6 +20,7 @@ from anomalib_ccl.metrics.images import PassImages
 from anomalib_ccl.metrics.observer import PredictionObserver
 from anomalib_ccl.metrics.predictions import Prediction, PredictionsFile, predictions
 from anomalib_ccl.model import CCL
+from anomalib_ccl.training.callers import caller
 
 
 class ImageReport(PredictionObserver):

@@ -1,9 +1,10 @@
 """Trainings that go on from the checkpoint of an earlier one."""
 
-from traceback import walk_stack
 from typing import Any
 
 from lightning.pytorch import Trainer
+
+from anomalib_ccl.training.callers import caller
 
 
 def start_from_weights(checkpoint: dict[str, Any], trainer: Trainer) -> None:
@@ -30,8 +31,4 @@ def is_test_after_training() -> bool:
     Returns:
         True within the test at the end of ``Engine.train``.
     """
-    from anomalib.engine import Engine  # noqa: PLC0415  # imports anomalib.models, whose hook needs this module
-
-    callers = [frame for frame, _ in walk_stack(None)]
-    tests = any(frame.f_code is Trainer.test.__code__ for frame in callers)
-    return tests and any(frame.f_code is Engine.train.__code__ for frame in callers)
+    return caller("Trainer", "test") is not None and caller("Engine", "train") is not None
