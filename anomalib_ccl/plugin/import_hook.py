@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 else:
     Loader = object
 
-REGISTRIES = ("anomalib.data", "anomalib.models")
-# Runs only with anomalib's commands, and is found before it imports the registries.
+# Runs with anomalib's commands, and in a program that makes them itself, then perhaps long after the registries.
 COMMANDS = "anomalib.cli.cli"
+AWAITED = ("anomalib.data", "anomalib.models", COMMANDS)
 
 
 class RegistryLoader(Loader):
@@ -58,9 +58,7 @@ class RegistryLoader(Loader):
 
 
 class RegistryFinder:
-    """Finder on ``sys.meta_path`` that waits for anomalib's registries and leaves when it has seen them all.
-
-    On the way it also sees the module of anomalib's commands, if those are what runs.
+    """Finder on ``sys.meta_path`` that waits for anomalib's registries and commands, and leaves when it has seen all.
 
     Example:
         >>> RegistryFinder().find_spec("json") is None
@@ -68,7 +66,7 @@ class RegistryFinder:
     """
 
     def __init__(self) -> None:
-        self._awaited = set(REGISTRIES)
+        self._awaited = set(AWAITED)
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
@@ -83,7 +81,7 @@ class RegistryFinder:
         Returns:
             The module's spec, or None for any other module.
         """
-        if fullname not in self._awaited and fullname != COMMANDS:
+        if fullname not in self._awaited:
             return None
         # Only those behind: two finders of this kind that asked each other would never end.
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
@@ -130,7 +128,7 @@ class RegistryFinder:
 
 
 def install() -> None:
-    """Wait for anomalib's registries; those already imported are served at once.
+    """Wait for anomalib's registries and commands; those already imported are served at once.
 
     Does nothing if :func:`disabled`.
     """
@@ -138,6 +136,6 @@ def install() -> None:
         return
     finder = RegistryFinder()
     sys.meta_path.insert(0, finder)
-    for name in REGISTRIES:
+    for name in AWAITED:
         if name in sys.modules:
             finder.loaded(sys.modules[name])

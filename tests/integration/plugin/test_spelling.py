@@ -5,17 +5,13 @@ from pathlib import Path
 import pytest
 from anomalib.cli.cli import AnomalibCLI
 
-from anomalib_ccl.plugin.commands import Commands
-
-# The plugin puts the class together itself where anomalib's commands are imported first.
-CLI = AnomalibCLI if issubclass(AnomalibCLI, Commands) else type("AnomalibCLI", (Commands, AnomalibCLI), {})
 DATA = ["--data=MultiCategory", "--data.root=absent"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Parse a command line and return what is printed before it is refused."""
     with pytest.raises(SystemExit) as error:
-        CLI(words, run=False)
+        AnomalibCLI(words, run=False)
     assert error.value.code == 2
     return capsys.readouterr().err
 

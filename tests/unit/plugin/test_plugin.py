@@ -83,6 +83,8 @@ assert anomalib.data.MultiCategory is anomalib_ccl.MultiCategory
 assert anomalib.models.__all__.count("CCL") == 1
 assert anomalib.data.__all__.count("MultiCategory") == 1
 assert "anomalib_ccl" in anomalib.models.ALLOWED_MODULES
+from anomalib.cli.cli import AnomalibCLI
+assert [kind.__name__ for kind in AnomalibCLI.__bases__] == ["Commands", "TrainedCommands", "AnomalibCLI"]
 assert not [finder for finder in sys.meta_path if type(finder).__name__ == "RegistryFinder"]
 """
 
