@@ -8,21 +8,37 @@ from typing import Any
 # - ``backbone`` and ``projection`` are the layers. Two projections can have layers of the same names and shapes; then
 #   the weights of one load into the other without a word, and every score is wrong.
 # - ``image_size``: of another size the features are others, so the limits and thresholds do not fit.
+# - ``skip``, ``anomaly_map`` and ``subtract_usual`` have no weights, so any weights fit, and scores would be wrong.
 # - ``noise_probability`` belongs to the network, but acts in training steps alone.
+# - ``recipe`` gives the defaults of most of them.
 ARCHITECTURE = {
+    "recipe": "paper",
     "backbone": "wide_resnet50_2",
     "image_size": (256, 256),
     "projection": "standard",
+    "skip": False,
     "noise_probability": 0.309,
+    "anomaly_map": "paper",
+    "subtract_usual": False,
 }
 
 # What a user gives of these must be what the checkpoint was trained with; ``calibrate``, because thresholds were set on
 # the scores that it made. Everything else may differ. ``pre_trained`` and ``backbone_weights`` say where a new training
 # gets the teacher's weights, which a checkpoint holds. ``local_weight``, ``global_weight``, ``temperature``,
-# ``num_negatives``, ``global_loss``, ``schedule``, ``ema_decay``, ``torch_compile``, ``class_labels``,
-# ``n_pseudo_classes`` and ``feature_cache`` are about how a network is trained, not about what it computes.
+# ``num_negatives``, ``losses``, ``match_on``, ``match_window``, ``schedule``, ``ema_decay``, ``torch_compile``,
+# ``class_labels``, ``n_pseudo_classes`` and ``feature_cache`` are about how a network is trained, not about what it
+# computes.
 # ``false_alarm_rate`` and the post-processor set thresholds, evaluator and visualizer look on.
-_FIXED = ("backbone", "image_size", "projection", "calibrate")
+_FIXED = (
+    "recipe",
+    "backbone",
+    "image_size",
+    "projection",
+    "skip",
+    "anomaly_map",
+    "subtract_usual",
+    "calibrate",
+)
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

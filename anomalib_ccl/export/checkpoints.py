@@ -152,11 +152,12 @@ class Checkpoints(Base):
         if wanted == {name: self.hparams[name] for name in ARCHITECTURE}:
             return
         self.save_hyperparameters(wanted)
-        size = wanted.pop("image_size")
+        size, _ = wanted.pop("image_size"), wanted.pop("recipe")
         built = type(self.model)(pre_trained=False, **wanted).train(self.model.training)
         # Part by part, because callbacks hold the model.
-        for part in ("network", "projections", "noise_probability"):
+        for part in ("network", "projections", "skip", "noise_probability", "anomaly_map"):
             setattr(self.model, part, getattr(built, part))
+        self.model.calibration.subtract_usual = wanted["subtract_usual"]
         if self.pre_processor is not None and "pre_processor" not in self.given:
             default: Any = self.configure_pre_processor(size, wanted["backbone"])  # type: ignore[call-arg]
             self.pre_processor.load_checkpoint_config(default.checkpoint_config())  # type: ignore[operator]

@@ -17,6 +17,8 @@ _SHRINKAGE = 5
 _NOVELTY_SIGMAS = 4.0
 # Identical training images all lie on their prototype; an angle of 8° is no other product even then.
 _MIN_NOVELTY_DISTANCE = 0.01
+# Pixels that share what is usual there; 4 KiB for each class at 256 pixels. Full maps were no better.
+_BLOCK = 8
 _TINY = 1e-6
 
 
@@ -55,9 +57,13 @@ class ClassCalibration(nn.Module):
     product and scored with the statistics of all images. Before :meth:`fit`, scores pass unchanged and every class
     is unknown.
 
+    Where an edge or a hole of a product lies in each image, its map is high in each image. What is usual of a class
+    can be learnt too, and be taken off a map before it is scored; see :meth:`learn_usual`.
+
     Args:
         false_alarm_rate: Share of normal images of each class whose calibrated score exceeds 1, in (0, 0.5]. It is an
             estimate from the calibration images, and can be changed without another :meth:`fit`.
+        subtract_usual: Whether those who calibrate are to call :meth:`learn_usual`.
 
     Attributes:
         prototypes: Mean embedding of each class, L2-normalised, of shape ``(K, D)``; K = 0 before :meth:`fit`.
@@ -66,6 +72,8 @@ class ClassCalibration(nn.Module):
         global_location: Median score of all images, a scalar.
         global_scale: Spread of the score of all images, a scalar.
         novelty_threshold: Cosine distance to the nearest prototype above which a product is unknown, a scalar.
+        usual: What is usual in the map of each class, of shape ``(K, 1, H / 8, W / 8)``, at least 0; K = 0 where that
+            was not learnt.
 
     Raises:
         ValueError: If the false-alarm rate is out of its range.
@@ -87,13 +95,15 @@ class ClassCalibration(nn.Module):
     global_location: Tensor
     global_scale: Tensor
     novelty_threshold: Tensor
+    usual: Tensor
 
-    def __init__(self, false_alarm_rate: float = 0.05) -> None:
+    def __init__(self, false_alarm_rate: float = 0.05, subtract_usual: bool = False) -> None:
         super().__init__()
         if not 0 < false_alarm_rate <= 0.5:
             msg = f"false_alarm_rate must lie in (0, 0.5], got {false_alarm_rate}"
             raise ValueError(msg)
         self.false_alarm_rate = false_alarm_rate
+        self.subtract_usual = subtract_usual
         for name, value in _not_calibrated().items():
             self.register_buffer(name, value)
 
@@ -151,6 +161,52 @@ class ClassCalibration(nn.Module):
             median, spread = _location_and_scale(distances.clamp(min=_MIN_NOVELTY_DISTANCE**2).log())
             self.novelty_threshold = (median + _NOVELTY_SIGMAS * spread).exp().clamp(min=_MIN_NOVELTY_DISTANCE)
 
+    @staticmethod
+    def in_blocks(anomaly_map: Tensor) -> Tensor:
+        """Average maps of shape ``(B, 1, H, W)`` over blocks of 8 × 8 pixels."""
+        return F.avg_pool2d(anomaly_map, _BLOCK)
+
+    def learn_usual(self, maps: Tensor) -> None:
+        """Learn what is usual of each class, and so how high a map is everywhere above the class's lowest place.
+
+        Maps of other images are then less than what is usual there; scores change, and :meth:`fit` is due once more.
+
+        Args:
+            maps: The mean of the maps of each class's normal images in blocks of 8 × 8 pixels, as :meth:`in_blocks`
+                gives them, of shape ``(K, 1, H / 8, W / 8)``.
+        """
+        with torch.inference_mode(mode=False):
+            self.usual = maps.float() - maps.float().amin(dim=(-2, -1), keepdim=True)
+
+    def unusual(self, embedding: Tensor, anomaly_map: Tensor) -> Tensor:
+        """Take what is usual of the class of each image off its map; of an unknown product, the mean of all classes.
+
+        Args:
+            embedding: Embeddings, of shape ``(B, D)``.
+            anomaly_map: Raw anomaly maps, of shape ``(B, 1, H, W)``, at least 0.
+
+        Returns:
+            What is left, at least 0; all of it where :meth:`learn_usual` was not called.
+        """
+        if len(self.usual) == 0:
+            return anomaly_map
+        usual = torch.cat([self.usual, self.usual.mean(dim=0, keepdim=True)])[self.recognise(embedding)]
+        size = (anomaly_map.shape[-2], anomaly_map.shape[-1])
+        return (anomaly_map - F.interpolate(usual, size, mode="bilinear")).clamp(min=0)
+
+    def recognise(self, embedding: Tensor) -> Tensor:
+        """Find the class of each image.
+
+        Args:
+            embedding: Embeddings, of shape ``(B, D)``.
+
+        Returns:
+            Class indices of shape ``(B,)``, K for an unknown product.
+        """
+        similarity, nearest = (F.normalize(embedding.float(), dim=1) @ self.prototypes.T).max(dim=1)
+        # K and not -1 for the last limit: not all that runs exported graphs gathers with negative indices.
+        return torch.where(1 - similarity > self.novelty_threshold, len(self.prototypes), nearest)
+
     def forward(self, embedding: Tensor, anomaly_map: Tensor, score: Tensor) -> Calibrated:
         """Find the class of each image and divide its map and score by the limit of that class.
 
@@ -164,9 +220,7 @@ class ClassCalibration(nn.Module):
         """
         if not self.is_calibrated:
             return Calibrated(anomaly_map, score, torch.zeros_like(score[:, 0], dtype=torch.long))
-        similarity, nearest = (F.normalize(embedding.float(), dim=1) @ self.prototypes.T).max(dim=1)
-        # K and not -1 for the last limit: not all that runs exported graphs gathers with negative indices.
-        index = torch.where(1 - similarity > self.novelty_threshold, len(self.prototypes), nearest)
+        index = self.recognise(embedding)
         limit = self._limits()[index][:, None]
         return Calibrated(anomaly_map / limit[:, :, None, None], score / limit, index)
 
@@ -178,9 +232,10 @@ class ClassCalibration(nn.Module):
         return (location + z * scale).clamp(min=_TINY)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        """Take a state with any number of classes, and one from before there was calibration as not calibrated."""
+        """Take a state with any number of classes, and what it was saved too early to have as not learnt."""
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({prefix + name: value for name, value in _not_calibrated().items()})
+        state_dict.setdefault(f"{prefix}usual", _not_calibrated()["usual"])
         # Not anomalib's DynamicBufferMixin, which does the same: importing anomalib.models runs the plug-in's hook,
         # which needs this very module.
         for name, buffer in self.named_buffers():
@@ -197,6 +252,7 @@ def _not_calibrated() -> dict[str, Tensor]:
         "global_location": torch.tensor(0.0),
         "global_scale": torch.tensor(0.0),
         "novelty_threshold": torch.tensor(0.0),
+        "usual": torch.empty(0, 1, 0, 0),
     }
 
 

@@ -27,7 +27,7 @@ from anomalib_ccl.export.pre_processor import ExactPreProcessor
 from anomalib_ccl.model.local_loss import MatchOn
 from anomalib_ccl.model.projection import Projection
 from anomalib_ccl.model.reconstruction.teacher import normalization
-from anomalib_ccl.model.torch_model import CCLModel
+from anomalib_ccl.model.torch_model import AnomalyMap, CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
 from anomalib_ccl.training.averaging import NetworkAveraging, check_decay, refuse_other_averaging
 from anomalib_ccl.training.completion import Completion
@@ -36,6 +36,7 @@ from anomalib_ccl.training.feature_cache import FeatureCache
 from anomalib_ccl.training.gather import gathered
 from anomalib_ccl.training.post_processor import LimitPostProcessor
 from anomalib_ccl.training.recipe import Recipe, Schedule, check_schedule, limit_epochs
+from anomalib_ccl.training.recipes import RecipeName, options
 from anomalib_ccl.training.views import second_view_for
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,22 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
     architecture: an argument that is given and contradicts it is refused when it is loaded.
 
     Args:
+        recipe: Options that belong together: "paper", the default, is the paper's method; "recommended" finds more
+            defects on real products: it sets skip, anomaly_map="refined", subtract_usual, global_weight=0.1 and
+            schedule="cosine". Each can still be given.
         backbone: Name of a convolutional timm model for the teacher; the checkpoint's, else wide_resnet50_2.
         pre_trained: Whether the teacher uses timm's pre-trained weights, where no checkpoint brings them along.
         backbone_weights: A .safetensors or .pth file with the teacher's weights, used instead of timm's.
         image_size: Height and width that images are resized to, in pixels, multiples of 32; the checkpoint's, else
             256 × 256. A pre-processor of your own takes precedence.
-        projection: Layers between teacher and bottleneck; the checkpoint's, else "standard", the paper's. "residual"
-            adds it to the features, "light" is depthwise-separable, "none" plain reverse distillation.
+        projection: Layers between teacher and bottleneck; the checkpoint's, else "standard", the paper's. "light" is
+            depthwise-separable, "none" plain reverse distillation.
+        skip: Whether the bottleneck gets the features too, added to their projections; the checkpoint's, else not.
         noise_probability: Probability of noise on the projected features, per step; the checkpoint's, else 0.309.
+        anomaly_map: "paper", the sum of the scales' distances, or "refined", which weights them, adds one of
+            surroundings and smooths in proportion to the image; the checkpoint's, else "paper".
+        subtract_usual: Whether calibration learns what is usual in the map of each class, which is then taken off it;
+            the checkpoint's, else not.
         local_weight: Weight of the local contrastive loss; 0 switches it off.
         global_weight: Weight of the global contrastive loss; 0 switches it off.
         temperature: Temperature of both contrastive losses, greater than 0.
@@ -115,16 +124,20 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         pre_trained: bool = True,
         backbone_weights: str | Path | None = None,
         image_size: tuple[int, int] | None = None,
+        recipe: RecipeName | None = None,
         projection: Projection | None = None,
+        skip: bool | None = None,
         noise_probability: float | None = None,
-        local_weight: float = 1.0,
-        global_weight: float = 1.0,
+        anomaly_map: AnomalyMap | None = None,
+        subtract_usual: bool | None = None,
+        local_weight: float | None = None,
+        global_weight: float | None = None,
         temperature: float = 0.05,
         num_negatives: int = 1,
         losses: Losses = "paper",
         match_on: MatchOn = "teacher",
         match_window: int | None = None,
-        schedule: Schedule = "step",
+        schedule: Schedule | None = None,
         ema_decay: float | None = None,
         torch_compile: bool = False,
         class_labels: ClassLabels = "auto",
@@ -139,8 +152,11 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
     ) -> None:
         given = self.given_arguments(locals())
         # As plain data, whatever a config gave: hyper-parameters are saved in the checkpoint.
-        backbone, image_size, projection, noise_probability, calibrate = architecture_of(given).values()
-        check_schedule(schedule)
+        chosen: Any = options(recipe or "paper", locals())
+        *architecture, calibrate = architecture_of({**given, **chosen._asdict()}).values()
+        recipe, backbone, image_size, projection, skip, noise_probability, anomaly_map, subtract_usual = architecture
+        local_weight, global_weight, schedule = chosen[-3:]
+        check_schedule(chosen.schedule)
         if ema_decay is not None:
             check_decay(ema_decay)
         if post_processor is True and false_alarm_rate is not None:
@@ -154,17 +170,18 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
             visualizer=visualizer,
         )
         self.given = given
-        weights = local_weight, global_weight
+        weights = chosen.local_weight, chosen.global_weight
         self.loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
-        self.schedule = schedule
+        self.schedule = chosen.schedule
         self.ema_decay = ema_decay
         self.torch_compile = torch_compile
         self._compiled: Any = None
         self.classes = TrainingClasses(class_labels, n_pseudo_classes)
         self.calibrate = calibrate
         self.feature_cache = None if feature_cache is None else FeatureCache(feature_cache)
-        rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
-        self.model = CCLModel(backbone, False, None, projection, noise_probability, **rate)
+        rate: Any = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
+        network: Any = projection, skip, noise_probability, anomaly_map, subtract_usual
+        self.model = CCLModel(backbone, False, None, *network, **rate)
         if pre_trained or backbone_weights is not None:
             self.model.network.teacher.load_when_needed(backbone_weights)
         _check_image_size(self.input_size, self.model.network.stride)

@@ -3,11 +3,11 @@
 from itertools import pairwise
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from anomalib_ccl.model.normalized_activation import NormalizedActivation
 
-Projection = Literal["standard", "residual", "light", "none"]
+Projection = Literal["standard", "light", "none"]
 
 
 def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
@@ -17,9 +17,8 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
 
     Args:
         channels: Channels C of the scale.
-        kind: ``"standard"`` is the paper's layer; ``"residual"`` adds it to the features, so that nothing is lost in
-            its C/4 channels; ``"light"`` makes each convolution depthwise-separable; ``"none"`` leaves the features as
-            they are, which is plain reverse distillation.
+        kind: ``"standard"`` is the paper's layer; ``"light"`` makes each convolution depthwise-separable; ``"none"``
+            leaves the features as they are, which is plain reverse distillation.
 
     Returns:
         A module that maps ``(B, C, H, W)`` to the same shape. Its instance norm needs more than one position.
@@ -49,12 +48,4 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
             layers.append(nn.Conv2d(before, after, kernel_size=3, padding=1))
         # The second keeps the names that the weights have had in checkpoints.
         layers += [NormalizedActivation(), nn.Identity()]
-    return Residual(*layers) if kind == "residual" else nn.Sequential(*layers)
-
-
-class Residual(nn.Sequential):
-    """Layers whose output is added to their input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the layers' output to x, of any shape that they keep."""
-        return x + super().forward(x)
+    return nn.Sequential(*layers)

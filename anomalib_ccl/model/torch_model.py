@@ -1,16 +1,22 @@
 """The CCL network (Fan et al., https://arxiv.org/abs/2412.04769)."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from anomalib.data.dataclasses import InferenceBatch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anomalib_ccl.model.anomaly_map import anomaly_map
 from anomalib_ccl.model.calibration import Calibrated, ClassCalibration
 from anomalib_ccl.model.projection import Projection, projection_layer
 from anomalib_ccl.model.reconstruction import ReverseDistillation
+from anomalib_ccl.model.refined_map import refined_map
+
+AnomalyMap = Literal["paper", "refined"]
+
+_MAPS = {"paper": anomaly_map, "refined": refined_map}
 
 
 class TrainingOutput(NamedTuple):
@@ -62,8 +68,13 @@ class CCLModel(nn.Module):
         backbone_weights: A ``.safetensors`` or ``.pth`` file with the teacher's weights, used instead of timm's.
         projection: The layers between teacher and bottleneck; see
             :func:`~anomalib_ccl.model.projection.projection_layer`.
+        skip: Whether the bottleneck gets the features too, at unit scale, added to their projections, so that no detail
+            is lost in the projections' C/4 channels; the losses shape the projections alone.
         noise_probability: Probability, per training step, of noise on the projected features, in [0, 1].
         false_alarm_rate: Share of normal images whose calibrated score exceeds 1, in (0, 0.5].
+        anomaly_map: How distances become a map: ``"paper"`` is :func:`~anomalib_ccl.model.anomaly_map.anomaly_map`,
+            ``"refined"`` is :func:`~anomalib_ccl.model.refined_map.refined_map`.
+        subtract_usual: Whether calibration learns what is usual in the map of each class, which is then taken off it.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -83,17 +94,25 @@ class CCLModel(nn.Module):
         pre_trained: bool = True,
         backbone_weights: str | Path | None = None,
         projection: Projection = "standard",
+        skip: bool = False,
         noise_probability: float = 0.309,
+        anomaly_map: AnomalyMap = "paper",
+        subtract_usual: bool = False,
         false_alarm_rate: float = 0.05,
     ) -> None:
         super().__init__()
         if not 0 <= noise_probability <= 1:
             msg = f"noise_probability must lie in [0, 1], got {noise_probability}"
             raise ValueError(msg)
+        if anomaly_map not in _MAPS:
+            msg = f"unknown anomaly_map {anomaly_map!r}; choose one of {', '.join(_MAPS)}"
+            raise ValueError(msg)
         self.noise_probability = noise_probability
+        self.skip = skip
+        self.anomaly_map = anomaly_map
         self.network = ReverseDistillation(backbone, pre_trained, backbone_weights)
         self.projections = nn.ModuleList(projection_layer(c, projection) for c in self.network.channels)
-        self.calibration = ClassCalibration(false_alarm_rate)
+        self.calibration = ClassCalibration(false_alarm_rate, subtract_usual)
         # The faster order for convolutions, on processors and GPUs: their maps follow their weights.
         self.to(memory_format=torch.channels_last)
 
@@ -128,8 +147,8 @@ class CCLModel(nn.Module):
         features, view_features = _views(all_features, len(images))
         projected, view_projected = _views(self._project(all_features), len(images))
         projected = self._add_noise(projected)
-        embedding_map = self.network.embed(projected)
-        view_map = self.network.embed_view(view_projected) if embed_view else None
+        embedding_map = self.network.embed(self._inputs(features, projected))
+        view_map = self.network.embed_view(self._inputs(view_features, view_projected)) if embed_view else None
         return TrainingOutput(
             features=features,
             projected=projected,
@@ -156,7 +175,7 @@ class CCLModel(nn.Module):
         return self.calibration(*self.score(images))
 
     def score(self, images: Tensor) -> Scored:
-        """Score images, in eval mode, by how badly their features are reconstructed.
+        """Score images, in eval mode, by how badly their features are reconstructed, less what is usual of their class.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of 32.
@@ -169,9 +188,12 @@ class CCLModel(nn.Module):
         """
         self._check_size(images)
         features = self.network.encode(images)
-        embedding_map = self.network.embed(self._project(features))
-        raw_map = anomaly_map(features, self.network.decode(embedding_map), (images.shape[-2], images.shape[-1]))
-        return Scored(embedding_map.mean(dim=(-2, -1)), raw_map, raw_map.amax(dim=(-2, -1)))
+        embedding_map = self.network.embed(self._inputs(features, self._project(features)))
+        embedding = embedding_map.mean(dim=(-2, -1))
+        size = (images.shape[-2], images.shape[-1])
+        raw_map = _MAPS[self.anomaly_map](features, self.network.decode(embedding_map), size)
+        raw_map = self.calibration.unusual(embedding, raw_map)
+        return Scored(embedding, raw_map, raw_map.amax(dim=(-2, -1)))
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
@@ -192,6 +214,14 @@ class CCLModel(nn.Module):
 
     def _project(self, features: list[Tensor]) -> list[Tensor]:
         return [projection(f) for projection, f in zip(self.projections, features, strict=True)]
+
+    def _inputs(self, features: list[Tensor], projected: list[Tensor]) -> list[Tensor]:
+        """What the bottleneck gets."""
+        if not self.skip:
+            return projected
+        # One mean and one deviation for each image and scale: the backbones' own scales, 6 to 7 in
+        # tf_efficientnet_lite0, would drown the projections and the noise, of about 1.
+        return [F.layer_norm(f, f.shape[1:]) + p for f, p in zip(features, projected, strict=True)]
 
     def _add_noise(self, projected: list[Tensor]) -> list[Tensor]:
         """Now and then disturb half of the positions with unit Gaussian noise, so that the bottleneck denoises."""

@@ -1,4 +1,4 @@
-"""Calibration of a network in one pass over the training images."""
+"""Calibration of a network by the training images."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -29,7 +29,8 @@ class Calibratable(Protocol):
 def calibrate(model: AnomalibModule, network: Calibratable, labels: Callable[[ImageBatch], Tensor]) -> None:
     """Fit a network's calibration to the training images of its model's Trainer.
 
-    On several processes, each makes the whole pass, so that all get the same result.
+    One pass over the images is enough, or two where the network learns first what is usual in the map of each class,
+    and then how high maps are without it. On several processes, each makes all of it, so that all get the same result.
 
     Args:
         model: A model in training.
@@ -38,12 +39,28 @@ def calibrate(model: AnomalibModule, network: Calibratable, labels: Callable[[Im
     """
     training = model.training
     model.eval()
+    network.calibration.reset()
+    if network.calibration.subtract_usual:
+        network.calibration.learn_usual(_fit(model, network, labels, "What is usual"))
+    _fit(model, network, labels, "Calibration")
+    model.train(training)
+
+
+def _fit(
+    model: AnomalibModule, network: Calibratable, labels: Callable[[ImageBatch], Tensor], description: str
+) -> Tensor:
+    """Fit prototypes and limits in one pass, and give the mean map of each class, in blocks."""
     view = calibration_view()
     embeddings, scores, classes = [], [], []
-    for batch in training_images(model, "Calibration"):
+    sums: dict[int, Tensor] = {}
+    for batch in training_images(model, description):
         raw = network.score(view(batch.image))  # type: ignore[arg-type]
         embeddings.append(raw.embedding)
         scores.append(raw.score.flatten())
-        classes.append(labels(batch))
-    network.calibration.fit(torch.cat(embeddings), torch.cat(scores), torch.cat(classes).to(model.device))
-    model.train(training)
+        classes.append(labels(batch).to(model.device))
+        for index in classes[-1].unique().tolist():
+            total = network.calibration.in_blocks(raw.anomaly_map[classes[-1] == index]).sum(dim=0)
+            sums[index] = sums[index] + total if index in sums else total
+    every = torch.cat(classes)
+    network.calibration.fit(torch.cat(embeddings), torch.cat(scores), every)
+    return torch.stack([sums[index] for index in sorted(sums)]) / torch.bincount(every)[:, None, None, None]

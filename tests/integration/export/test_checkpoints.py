@@ -210,8 +210,8 @@ def test_checkpoints_of_earlier_versions_load(
 
 def test_checkpoint_from_before_an_argument_has_what_was_done_then(edited: Callable[..., Path]) -> None:
     path = edited(lambda checkpoint: checkpoint["hyper_parameters"].pop("projection"))
-    with pytest.raises(ValueError, match="trained with projection='standard', not projection='residual'"):
-        CCL.load_from_checkpoint(path, projection="residual")
+    with pytest.raises(ValueError, match="trained with projection='standard', not projection='none'"):
+        CCL.load_from_checkpoint(path, projection="none")
 
 
 @pytest.mark.parametrize("given", ["trainer", "load_from_checkpoint"])

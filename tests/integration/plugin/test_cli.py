@@ -188,8 +188,8 @@ def test_every_command_takes_the_config_of_the_training_and_leaves_it_in_place(
             "error: no checkpoint at .*absent.ckpt; `anomalib train`",
         ),
         (
-            ["export", "--model=CCL", "--model.projection=residual", "--export_type=torch", "--ckpt_path={}"],
-            r"error: .*model\.ckpt was trained with projection='standard', not projection='residual'; leave that away",
+            ["export", "--model=CCL", "--model.projection=none", "--export_type=torch", "--ckpt_path={}"],
+            r"error: .*model\.ckpt was trained with projection='standard', not projection='none'; leave that away",
         ),
     ],
 )

@@ -35,8 +35,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "CCL has no argument 'foo'; --model.help=CCL explains those it has",
         ),
         (
-            ["train", "--model=CCL", "--model.projection=residul"],
-            "projection of CCL is 'residul', did you mean 'residual'? It takes Optional[Literal['standard', ",
+            ["train", "--model=CCL", "--model.projection=standart"],
+            "projection of CCL is 'standart', did you mean 'standard'? It takes Optional[Literal['standard', ",
         ),
         (["train", "--model=CCL", "--model.ema_decay=x"], "ema_decay of CCL is 'x', but takes float | None"),
         (["train", *DATA, "--data.datset=x"], "MultiCategory has no argument 'datset'; did you mean 'dataset'?"),

@@ -269,3 +269,57 @@ def test_exported_graph_agrees(exported: Path, runtime: str) -> None:
     for ours, theirs in zip(fitted()(*map(torch.tensor, inputs)), found, strict=True):
         np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-5)
     assert found[2].tolist() == [0, 0, 1, 1, 2, 2, 3]
+
+
+def edges() -> Tensor:
+    """What the maps of normal images of three products look like: each has its own bright quarter."""
+    maps = torch.full((3, 1, 32, 32), 0.5)
+    maps[0, :, :16, :16], maps[1, :, :16, 16:], maps[2, :, 16:, :16] = 2.5, 3.5, 4.5
+    return maps
+
+
+def test_what_is_usual_of_a_class_is_taken_off_its_maps_and_what_is_not_stays() -> None:
+    calibration = fitted()
+    embeddings = torch.eye(3, 8)
+    assert calibration.unusual(embeddings, edges()).equal(edges())
+    calibration.learn_usual(calibration.in_blocks(edges()))
+    rest = calibration.unusual(embeddings, edges())
+    # But for the borders between blocks, which the interpolation softens.
+    for quarter in (rest[..., :12, :12], rest[..., 20:, :12], rest[..., 20:, 20:]):
+        torch.testing.assert_close(quarter, torch.full_like(quarter, 0.5))
+    defect = torch.zeros_like(edges())
+    defect[..., 4:8, 4:8] = 3
+    torch.testing.assert_close(calibration.unusual(embeddings, edges() + defect) - rest, defect)
+    another = calibration.unusual(embeddings.roll(1, dims=0), edges())
+    assert (another.amax(dim=(1, 2, 3)) > 1.9).all()
+
+
+def test_what_is_usual_of_an_unknown_product_is_the_mean_of_all_classes() -> None:
+    calibration = fitted()
+    calibration.learn_usual(calibration.in_blocks(edges()))
+    unknown = -torch.ones(1, 8)
+    assert calibration.recognise(unknown).tolist() == [3]
+    rest = calibration.unusual(unknown, torch.full((1, 1, 32, 32), 5.0))
+    torch.testing.assert_close(rest[0, 0, :12, :12], torch.full((12, 12), 5 - 2 / 3))
+    torch.testing.assert_close(rest[0, 0, 20:, 20:], torch.full((12, 12), 5.0))
+
+
+def test_a_map_is_never_negative_where_less_than_usual_is_found() -> None:
+    calibration = fitted()
+    calibration.learn_usual(calibration.in_blocks(edges()))
+    assert calibration.unusual(torch.eye(3, 8), torch.zeros(3, 1, 32, 32)).min() == 0
+
+
+def test_what_is_usual_is_saved_and_forgotten_with_the_calibration() -> None:
+    calibration = fitted()
+    calibration.learn_usual(calibration.in_blocks(edges()))
+    loaded = ClassCalibration()
+    loaded.load_state_dict(calibration.state_dict())
+    assert loaded.usual.equal(calibration.usual)
+    assert loaded.usual.shape == (3, 1, 4, 4)
+    older = {name: value for name, value in calibration.state_dict().items() if name != "usual"}
+    loaded.load_state_dict(older)
+    assert loaded.is_calibrated
+    assert len(loaded.usual) == 0
+    calibration.reset()
+    assert len(calibration.usual) == 0

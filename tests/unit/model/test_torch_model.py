@@ -21,7 +21,7 @@ def model() -> CCLModel:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("projection", ["standard", "residual", "light", "none"])
+@pytest.mark.parametrize("projection", ["standard", "light", "none"])
 def test_training_step_reconstructs_every_map_and_reaches_every_trainable_weight(
     backbone: str, projection: str
 ) -> None:
@@ -101,16 +101,29 @@ def test_standard_projection_has_four_convolutions_down_to_a_quarter_of_the_chan
     ]
 
 
-def test_residual_projection_is_the_standard_one_added_to_the_features() -> None:
+def test_with_a_skip_the_bottleneck_gets_the_features_at_unit_scale_and_the_losses_the_projections_alone() -> None:
     torch.manual_seed(0)
-    standard, residual = projection_layer(8), projection_layer(8, "residual")
-    residual.load_state_dict(standard.state_dict())
-    features = torch.randn(2, 8, 6, 6)
-    torch.testing.assert_close(residual(features), features + standard(features))
+    model = CCLModel("resnet18", pre_trained=False, skip=True, noise_probability=0).train()
+    seen: list[list[torch.Tensor]] = []
+    model.network.bottleneck.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    output = model(*torch.rand(2, 2, 3, 64, 96), embed_view=True)
+    for given, features, projected in (
+        (seen[0], output.features, output.projected),
+        (seen[1], output.view_features, output.view_projected),
+    ):
+        for g, f, p in zip(given, features, projected, strict=True):
+            for i in range(2):
+                unit = (f[i] - f[i].mean()) / (f[i].var(unbiased=False) + 1e-5).sqrt()
+                torch.testing.assert_close(g[i] - p[i], unit, rtol=1e-3, atol=1e-3)
+
+
+def test_unknown_anomaly_map_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown anomaly_map 'sharp'; choose one of paper, refined"):
+        CCLModel("resnet18", pre_trained=False, anomaly_map="sharp")
 
 
 def test_unknown_projection_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown projection 'heavy'; choose one of standard, residual, light, none"):
+    with pytest.raises(ValueError, match="unknown projection 'heavy'; choose one of standard, light, none"):
         projection_layer(8, "heavy")
 
 
