@@ -11,16 +11,17 @@ from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib_ccl.training.callers import caller
 
 
-def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:
-    """Append a report to the CSV file of the benchmark that is running, if one is.
+def keep_benchmark_rows(report: pd.DataFrame, content: str = "categories") -> Path | None:
+    """Append a report to a CSV file of the benchmark that is running, if one is.
 
-    The file is ``runs/benchmark/<time>-<process>-categories.csv``, beside the folders of anomalib's own
+    The file is ``runs/benchmark/<time>-<process>-<content>.csv``, beside the folders of anomalib's own
     ``results.csv``. Its first columns are ``run`` (1, 2, … in the order in which the process ran its jobs,
     which is that of the rows of ``results.csv``) and ``model``, its last ones the configuration of the job,
     as in ``results.csv``. A benchmark on several GPUs has one process, and so one file, for each.
 
     Args:
-        report: One row for each category.
+        report: One row for each category, or image.
+        content: What the rows are of, in the plural.
 
     Returns:
         The file, or None outside a benchmark.
@@ -33,7 +34,7 @@ def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:
     if running is None:
         return None
     job: BenchmarkJob = running["self"]
-    path = _benchmark_csv()
+    path = Path(f"{_benchmark_csv()}-{content}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = [pd.read_csv(path)] if path.exists() else []
     run = 1 + max((frame["run"].max() for frame in earlier), default=0)
@@ -45,7 +46,7 @@ def keep_benchmark_rows(report: pd.DataFrame) -> Path | None:
 
 
 @cache
-def _benchmark_csv() -> Path:
+def _benchmark_csv() -> str:
     """One name for the whole process."""
     started = datetime.now().strftime("%Y-%m-%d-%H_%M_%S")
-    return Path("runs") / BenchmarkJob.name / f"{started}-{os.getpid()}-categories.csv"
+    return f"runs/{BenchmarkJob.name}/{started}-{os.getpid()}"

@@ -123,6 +123,20 @@ class CategoryMetrics(Metric):
             rows.append(row)
         return pd.DataFrame(rows, columns=["category", "normal_images", "anomalous_images", *FIGURES])
 
+    def images(self) -> pd.DataFrame:
+        """Give the score of each image that this process has seen.
+
+        Returns:
+            A row for each: ``category``, ``defective``, ``score``.
+        """
+        seen = self.seen.bool().cpu().numpy()
+        columns = {
+            "category": self.names[self.category.numpy()],
+            "defective": self.labels == 1,
+            "score": self.score.cpu().numpy(),
+        }
+        return pd.DataFrame(columns)[seen]
+
 
 def with_mean(report: pd.DataFrame) -> pd.DataFrame:
     """Add the mean over the categories to a report, by which the field compares multi-class models.

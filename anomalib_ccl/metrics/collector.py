@@ -72,6 +72,10 @@ class Collector:
                 metric.to(trainer.strategy.root_device)  # where processes can exchange tensors
         return with_mean(self._metrics.compute())
 
+    def images(self) -> pd.DataFrame:
+        """Give the scores of the images that this process has seen; see :meth:`CategoryMetrics.images`."""
+        return self._metrics.images()
+
     def v_measure(self) -> float:
         """Cluster the embeddings of a pass that has ended.
 

@@ -22,9 +22,9 @@ class CategoryReport(PredictionObserver):
     """Reports each category's figures after a test on :class:`~anomalib_ccl.data.MultiCategory`.
 
     Prints a table, writes it to ``categories.csv`` in the Trainer's ``default_root_dir`` (and, within
-    ``anomalib benchmark``, beside the benchmark's results), and logs the mean over the categories as
-    ``mean_image_AUROC``, ``mean_image_AP``, ``mean_image_F1Max``, ``mean_pixel_AUROC``, ``mean_pixel_AP``,
-    ``mean_pixel_F1Max``, ``mean_pixel_AUPRO`` and ``mean_class_accuracy``, and the
+    ``anomalib benchmark``, beside the benchmark's results, with the score of each image), and logs the mean over the
+    categories as ``mean_image_AUROC``, ``mean_image_AP``, ``mean_image_F1Max``, ``mean_pixel_AUROC``,
+    ``mean_pixel_AP``, ``mean_pixel_F1Max``, ``mean_pixel_AUPRO`` and ``mean_class_accuracy``, and the
     :class:`~anomalib_ccl.metrics.embedding.EmbeddingVMeasure` as ``embedding_V_measure``; the last two are
     known of CCL. The keys are the same for every model and data set; a value is NaN if there is no such figure, as
     without masks. Does nothing on any other data.
@@ -74,6 +74,7 @@ class CategoryReport(PredictionObserver):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._report.to_csv(path, index=False)
         path = keep_benchmark_rows(self._report) or path
+        keep_benchmark_rows(self._collector.images(), "images")
         others = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:5] != "mean_"}
         Console().print(report_table(self._report, others))
         logger.info("The results of each category are in %s", path)

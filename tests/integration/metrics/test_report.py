@@ -333,6 +333,13 @@ def test_benchmark_leaves_the_categories_of_all_its_jobs_in_one_file(root, tmp_p
     for name in FIGURES:
         assert means[name].tolist() == pytest.approx(table[f"mean_{name}"].tolist(), abs=1e-6, nan_ok=True)
 
+    (path,) = Path("runs/benchmark").glob("*-images.csv")
+    images = pd.read_csv(path)
+    for keys, rows in images.groupby(["run", "category"]):
+        (row,) = kept[(kept[["run", "category"]] == keys).all(axis=1)].to_dict("records")
+        assert len(rows) == row["normal_images"] + row["anomalous_images"]
+        assert roc_auc_score(rows["defective"], rows["score"]) == pytest.approx(row["image_AUROC"])
+
 
 @pytest.mark.slow
 def test_two_processes_report_what_one_does(root, tmp_path):
