@@ -5,6 +5,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from anomalib.utils.path import create_versioned_dir
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_ccl.data.multi_category import MultiCategory
@@ -20,8 +21,9 @@ class RunFolder(Callback):
     In a run of one of anomalib's commands, the log goes to that folder too.
 
     anomalib makes a folder for each process that Lightning starts, and its link ``latest`` leads to the last one. The
-    folder of the first process becomes that of all. Does nothing but for :class:`~anomalib_ccl.CCL` or on
-    :class:`~anomalib_ccl.data.MultiCategory`.
+    folder of the first process becomes that of all. Where nothing was trained yet, anomalib would have a test make a
+    folder ``latest``, in whose place no training could put its link; it gets a folder with a number. Does nothing but
+    for :class:`~anomalib_ccl.CCL` or on :class:`~anomalib_ccl.data.MultiCategory`.
 
     Example:
         >>> from anomalib.engine import Engine
@@ -29,14 +31,15 @@ class RunFolder(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder of a training and check it; have the log written to the folder of any command.
+        """Agree on the folder of a run, and check that of a training; have the log written to the folder of a command.
 
         Raises:
             OSError: If the folder cannot be written to, or has no room for checkpoints.
         """
-        datamodule = getattr(trainer, "datamodule", None)
-        if stage == "fit" and (isinstance(pl_module, CCL) or isinstance(datamodule, MultiCategory)):
+        ours = isinstance(pl_module, CCL) or isinstance(getattr(trainer, "datamodule", None), MultiCategory)
+        if ours:
             self._agree(trainer)
+        if ours and stage == "fit":
             check_folder(
                 Path(trainer.default_root_dir), checkpoint_size(pl_module) if trainer.checkpoint_callbacks else 0
             )
@@ -46,12 +49,14 @@ class RunFolder(Callback):
     @staticmethod
     def _agree(trainer: Trainer) -> None:
         own = Path(trainer.default_root_dir)
+        latest = own.with_name("latest")
+        if own == latest and trainer.is_global_zero and not own.exists():
+            own = create_versioned_dir(own.parent)
         folder = Path(trainer.strategy.broadcast(str(own)))
         trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]  # there is no other way to set it
-        if own != folder:
+        if own not in {folder, latest}:
             with suppress(OSError):  # where something is in it after all
                 own.rmdir()
-            latest = own.with_name("latest")
             if latest.is_symlink() and latest.readlink() == own:
                 latest.unlink()
                 latest.symlink_to(folder, target_is_directory=True)

@@ -42,3 +42,12 @@ def test_folder_that_cannot_be_made_is_named_with_reason_and_way_out(tmp_path: P
     message = f"results cannot be written to {tmp_path}/file/run: Not a directory; choose another .* --default_root_dir"
     with pytest.raises(OSError, match=message):
         check_folder(tmp_path / "file/run", size=0)
+
+
+def test_a_test_before_the_first_training_leaves_room_for_that(model: CCL, sample_root: Path, tmp_path: Path) -> None:
+    engine = Engine(callbacks=[RunFolder()], default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    engine.test(model, datamodule=MultiCategory(root=sample_root, categories=["brick"], num_workers=0))
+    folder = tmp_path / "CCL/MultiCategory"
+    assert Path(engine.trainer.default_root_dir) == folder / "v0"
+    fit(model, sample_root, tmp_path)
+    assert (folder / "latest").resolve() == folder / "v1"
