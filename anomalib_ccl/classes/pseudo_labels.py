@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def find_pseudo_labels(
-    model: AnomalibModule, encode: Callable[[Tensor], list[Tensor]], k: ClassCount, known: dict[str, str]
+    model: AnomalibModule, features: Callable[[Tensor], list[Tensor]], k: ClassCount, known: dict[str, str]
 ) -> dict[str, str]:
     """Cluster the training images, in one pass over them, on the first process for all.
 
     Args:
         model: Model whose Trainer has its training data.
-        encode: Gives the features of pre-processed images of shape ``(B, 3, H, W)``, one map for each scale.
+        features: Gives the features of pre-processed images of shape ``(B, 3, H, W)``, one map for each scale.
         k: Number of classes, or ``"auto"``; see :func:`~anomalib_ccl.classes.clustering.pseudo_classes`.
         known: The classes of an earlier run, taken over where they cover all training images.
 
@@ -41,7 +41,7 @@ def find_pseudo_labels(
     check_class_count(k, len(paths))
     names = known
     if model.trainer.is_global_zero and not known.keys() >= set(paths):
-        labels, silhouette = pseudo_classes(_features(model, encode).numpy(), k)
+        labels, silhouette = pseudo_classes(_pooled_features(model, features).numpy(), k)
         width = len(str(labels.max()))
         names = {path: f"pseudo_{label:0{width}}" for path, label in zip(paths, labels, strict=True)}
         sizes = sorted(Counter(names.values()).items())
@@ -64,7 +64,7 @@ def find_pseudo_labels(
 
 
 @torch.no_grad()
-def _features(model: AnomalibModule, encode: Callable[[Tensor], list[Tensor]]) -> Tensor:
+def _pooled_features(model: AnomalibModule, features: Callable[[Tensor], list[Tensor]]) -> Tensor:
     """Pool the features of the training images, in the order of the data set."""
     images = (batch.image for batch in training_images(model, "Features for pseudo-classes"))
-    return torch.cat([pooled(encode(x.to(model.dtype))).cpu() for x in images])  # type: ignore[union-attr]
+    return torch.cat([pooled(features(x.to(model.dtype))).cpu() for x in images])  # type: ignore[union-attr]

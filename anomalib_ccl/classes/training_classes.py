@@ -48,7 +48,7 @@ class TrainingClasses:
         """Find the class of each training image of a model's Trainer.
 
         Args:
-            model: The model, whose ``model.network`` encodes images if classes must be found by clustering.
+            model: The model, whose ``model`` gives features of images if classes must be found by clustering.
 
         Raises:
             ValueError: If the classes cannot be known, or not so many be made.
@@ -57,8 +57,8 @@ class TrainingClasses:
         if name_of_image is not None:
             _warn_about_changes(self.names, sorted(set(name_of_image.values())))
         else:
-            encode: Any = model.model.network.encode  # type: ignore[union-attr]
-            name_of_image = find_pseudo_labels(model, encode, self._n_pseudo_classes, self.pseudo_labels)
+            features: Any = model.model.features
+            name_of_image = find_pseudo_labels(model, features, self._n_pseudo_classes, self.pseudo_labels)
             self.pseudo_labels = name_of_image
         self.names = sorted(set(name_of_image.values()))
         index_of_name = {name: index for index, name in enumerate(self.names)}

@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Where one of these was not given, it is the checkpoint's; without a checkpoint it is what stands here.
+# Where one of these was not given, it is the checkpoint's; without a checkpoint, the reconstruction network's. What
+# stands here is what early versions had, whose checkpoints do not tell all of them.
 #
-# - ``backbone`` and ``projection`` are the layers. Two projections can have layers of the same names and shapes; then
-#   the weights of one load into the other without a word, and every score is wrong.
+# - ``reconstruction`` with its arguments, ``backbone`` and ``projection`` are the layers. Two projections can have
+#   layers of the same names and shapes; then the weights of one load into the other without a word, and every score is
+#   wrong.
 # - ``image_size``: of another size the features are others, so the limits and thresholds do not fit.
 # - ``skip``, ``anomaly_map`` and ``subtract_usual`` have no weights, so any weights fit, and scores would be wrong.
 # - ``noise_probability`` belongs to the network, but acts in training steps alone.
-# - ``recipe`` gives the defaults of most of them.
-ARCHITECTURE = {
+# - ``recipe`` gives the defaults of some of them.
+ARCHITECTURE: dict[str, Any] = {
     "recipe": "paper",
+    "reconstruction": "reverse_distillation",
+    "reconstruction_args": {},
     "backbone": "wide_resnet50_2",
     "image_size": (256, 256),
     "projection": "standard",
@@ -29,16 +33,7 @@ ARCHITECTURE = {
 # ``class_labels``, ``n_pseudo_classes`` and ``feature_cache`` are about how a network is trained, not about what it
 # computes.
 # ``false_alarm_rate`` and the post-processor set thresholds, evaluator and visualizer look on.
-_FIXED = (
-    "recipe",
-    "backbone",
-    "image_size",
-    "projection",
-    "skip",
-    "anomaly_map",
-    "subtract_usual",
-    "calibrate",
-)
+_FIXED = (*(name for name in ARCHITECTURE if name != "noise_probability"), "calibrate")
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +51,8 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = {name: arguments.get(name) for name in (*ARCHITECTURE, "calibrate")}
     kept = {name: value for name, value in known.items() if value is not None}
+    if "reconstruction_args" in kept:
+        kept["reconstruction_args"] = dict(kept["reconstruction_args"])
     if "image_size" in kept:
         kept["image_size"] = tuple(int(length) for length in kept["image_size"])
     return kept
@@ -70,7 +67,10 @@ def architecture_of(saved: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The values of all arguments in :data:`ARCHITECTURE`, and of ``calibrate``.
     """
-    return {**ARCHITECTURE, "calibrate": True, **plain(saved)}
+    architecture = {**ARCHITECTURE, "calibrate": True, **plain(saved)}
+    if "reconstruction" in saved:  # a network may have no backbone
+        architecture["backbone"] = saved["backbone"]
+    return architecture
 
 
 def refuse_contradictions(arguments: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> None:

@@ -54,7 +54,8 @@ class Checkpoints(Base):
         if rate is not None and arguments["calibrate"] is False:
             msg = f"false_alarm_rate={rate} needs calibrate=True, which finds the limit of each class"
             raise ValueError(msg)
-        return {**plain(arguments), **({} if rate is None else {"false_alarm_rate": rate}), **components}
+        others = {name: arguments[name] for name in ("false_alarm_rate", "temperature")}
+        return {**plain(arguments), **{n: v for n, v in others.items() if v is not None}, **components}
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]  # noqa: ANN401
@@ -102,7 +103,8 @@ class Checkpoints(Base):
     def on_fit_start(self) -> None:
         """Load the teacher's weights if no checkpoint has brought them along, before there is anything to lose."""
         super().on_fit_start()
-        self.model.network.teacher.load_awaited()
+        if self.model.network.teacher is not None:
+            self.model.network.teacher.load_awaited()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the classes too.

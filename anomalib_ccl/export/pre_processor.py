@@ -1,12 +1,13 @@
 """Pre-processing that exported models do as the engine does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from anomalib.pre_processing import PreProcessor
 from anomalib.pre_processing.utils.transform import get_exportable_transform
 from torch import Tensor
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
 
 class ExactPreProcessor(PreProcessor):
@@ -40,6 +41,25 @@ class ExactPreProcessor(PreProcessor):
             elif exportable := get_exportable_transform(step):
                 batch = exportable(batch)
         return batch
+
+
+def default_pre_processor(
+    size: tuple[int, int], normalization: tuple[Sequence[float], Sequence[float]] | None
+) -> ExactPreProcessor:
+    """Resize images, then normalise them.
+
+    Args:
+        size: Height and width, in pixels.
+        normalization: Mean and standard deviation of each channel; without, images stay in [0, 1].
+
+    Returns:
+        The pre-processor.
+    """
+    transforms: list[Transform] = [Resize(size, antialias=True)]
+    if normalization is not None:
+        mean, std = normalization
+        transforms.append(Normalize(mean=mean, std=std))
+    return ExactPreProcessor(Compose(transforms))
 
 
 def _is_antialiased(transform: Resize) -> bool:

@@ -15,28 +15,28 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ccl.classes.clustering import ClassCount
 from anomalib_ccl.classes.labels import ClassLabels
 from anomalib_ccl.classes.training_classes import TrainingClasses
-from anomalib_ccl.export.architecture import architecture_of
 from anomalib_ccl.export.checkpoints import Checkpoints
 from anomalib_ccl.export.class_export import ClassExport
-from anomalib_ccl.export.pre_processor import ExactPreProcessor
+from anomalib_ccl.export.pre_processor import default_pre_processor
 from anomalib_ccl.model.local_loss import MatchOn
 from anomalib_ccl.model.projection import Projection
+from anomalib_ccl.model.reconstruction.choice import check_image_size, default_backbone, default_image_size
 from anomalib_ccl.model.reconstruction.teacher import normalization
 from anomalib_ccl.model.torch_model import AnomalyMap, CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
-from anomalib_ccl.training.averaging import NetworkAveraging, check_decay, refuse_other_averaging
+from anomalib_ccl.training.averaging import NetworkAveraging, check_decay
 from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.epoch_seed import EpochSeed
 from anomalib_ccl.training.feature_cache import FeatureCache
 from anomalib_ccl.training.gather import gathered
+from anomalib_ccl.training.options import RecipeName, options
 from anomalib_ccl.training.post_processor import LimitPostProcessor
-from anomalib_ccl.training.recipe import Recipe, Schedule, check_schedule, limit_epochs
-from anomalib_ccl.training.recipes import RecipeName, options
+from anomalib_ccl.training.recipe import FollowsRecipe
+from anomalib_ccl.training.schedules import Schedule, check_schedule
 from anomalib_ccl.training.views import second_view_for
 
 logger = logging.getLogger(__name__)
@@ -44,33 +44,34 @@ logger = logging.getLogger(__name__)
 _NOT_AVERAGED = ("post_processor", "model.calibration", "model.network.teacher")
 
 
-class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
+class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
     """One anomaly detection model for many product categories: class-aware contrastive learning.
 
-    Reverse distillation whose projected features are shaped by two contrastive losses. They use the category of
+    A reconstruction network whose projected features are shaped by two contrastive losses. They use the category of
     each normal training image, so that the model does not reconstruct one product as another. A checkpoint knows its
     architecture: an argument that is given and contradicts it is refused when it is loaded.
 
     Args:
+        backbone: Name of a timm model for the teacher; the checkpoint's, else the reconstruction network's.
+        pre_trained: Whether the teacher uses timm's pre-trained weights, where no checkpoint brings them along.
+        backbone_weights: A .safetensors or .pth file with the teacher's weights, used instead of timm's.
+        image_size: Height and width that images are resized to, in pixels, multiples of the network's stride (of 32 for
+            reverse distillation); the checkpoint's, else the network's. A pre-processor of your own takes precedence.
         recipe: Options that belong together: "paper", the default, is the paper's method; "recommended" finds more
             defects on real products: it sets skip, anomaly_map="refined", subtract_usual, global_weight=0.1 and
             schedule="cosine". Each can still be given.
-        backbone: Name of a convolutional timm model for the teacher; the checkpoint's, else wide_resnet50_2.
-        pre_trained: Whether the teacher uses timm's pre-trained weights, where no checkpoint brings them along.
-        backbone_weights: A .safetensors or .pth file with the teacher's weights, used instead of timm's.
-        image_size: Height and width that images are resized to, in pixels, multiples of 32; the checkpoint's, else
-            256 × 256. A pre-processor of your own takes precedence.
         projection: Layers between teacher and bottleneck; the checkpoint's, else "standard", the paper's. "light" is
             depthwise-separable, "none" plain reverse distillation.
         skip: Whether the bottleneck gets the features too, added to their projections; the checkpoint's, else not.
-        noise_probability: Probability of noise on the projected features, per step; the checkpoint's, else 0.309.
-        anomaly_map: "paper", the sum of the scales' distances, or "refined", which weights them, adds one of
+        noise_probability: Probability of noise on the projected features, per step; the checkpoint's, else the
+            network's, which is 0.309 for reverse distillation.
+        anomaly_map: "paper", the network's own, or "refined", which weights the scales' distances, adds one of
             surroundings and smooths in proportion to the image; the checkpoint's, else "paper".
         subtract_usual: Whether calibration learns what is usual in the map of each class, which is then taken off it;
             the checkpoint's, else not.
         local_weight: Weight of the local contrastive loss; 0 switches it off.
         global_weight: Weight of the global contrastive loss; 0 switches it off.
-        temperature: Temperature of both contrastive losses, greater than 0.
+        temperature: Temperature of both contrastive losses, greater than 0; 0.05 unless the network has another.
         num_negatives: Images of other classes that each image is contrasted with in the local loss.
         losses: Forms of the contrastive losses: "paper" (the global one compares images and their second views; the
             local one has a match in the view and one in another image of the class), or "released", what the authors'
@@ -80,7 +81,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         match_window: Side of the square of positions in which matches are looked for, an odd number, as on the paper's
             project page, which tells no size; without it the whole map, as in the released code.
         schedule: How the learning rates fall: "step", the authors' configuration, to a tenth at 80 % of the training
-            (a fault in their code keeps them constant); "cosine" is half a cosine, to 0.
+            (a fault in their code keeps them constant); "cosine" is half a cosine, to 0; or as the network has it.
         ema_decay: Decay of an exponential moving average of the weights, in (0, 1), which then takes the place of the
             last weights in validation, checkpoint and trained model; 0.99 averages over about 100 steps.
         torch_compile: Whether ``torch.compile`` compiles the training pass, which takes a minute and a C++ compiler.
@@ -100,6 +101,9 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
             second epoch on the teacher runs on the second views only. On one processor core, forward and backward
             passes of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for
             each image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) 2 to 4 % less, at 7 MiB.
+        reconstruction: The reconstruction network: "reverse_distillation", or the path of a class of your own, derived
+            from anomalib_ccl.model.reconstruction.ReconstructionNetwork; the checkpoint's, else the first.
+        reconstruction_args: Further arguments of that network, by name; the checkpoint's, else none.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate
@@ -108,7 +112,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         visualizer: Visualizer instance, or whether to use anomalib's default.
 
     Raises:
-        ValueError: If an argument is out of its range, or the backbone is unknown or not convolutional.
+        ValueError: If an argument is out of its range, or the backbone is unknown or not one for the network.
 
     Example:
         >>> model = CCL(backbone="resnet18", pre_trained=False)
@@ -117,6 +121,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
     """
 
     model: CCLModel
+    loss: TotalLoss
 
     def __init__(
         self,
@@ -132,7 +137,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         subtract_usual: bool | None = None,
         local_weight: float | None = None,
         global_weight: float | None = None,
-        temperature: float = 0.05,
+        temperature: float | None = None,
         num_negatives: int = 1,
         losses: Losses = "paper",
         match_on: MatchOn = "teacher",
@@ -145,20 +150,39 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         calibrate: bool | None = None,
         false_alarm_rate: float | None = None,
         feature_cache: str | Path | None = None,
+        reconstruction: str | None = None,
+        reconstruction_args: dict[str, Any] | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
         given = self.given_arguments(locals())
-        # As plain data, whatever a config gave: hyper-parameters are saved in the checkpoint.
-        chosen: Any = options(recipe or "paper", locals())
-        *architecture, calibrate = architecture_of({**given, **chosen._asdict()}).values()
-        recipe, backbone, image_size, projection, skip, noise_probability, anomaly_map, subtract_usual = architecture
-        local_weight, global_weight, schedule = chosen[-3:]
+        # Resolved here, as plain data, whatever a config gave: hyper-parameters are saved in the checkpoint.
+        recipe = recipe or "paper"
+        chosen: Any = options(recipe, locals())
+        projection, skip, anomaly_map, subtract_usual, local_weight, global_weight, schedule = chosen
         check_schedule(chosen.schedule)
-        if ema_decay is not None:
-            check_decay(ema_decay)
+        check_decay(ema_decay)
+        reconstruction = reconstruction or "reverse_distillation"
+        reconstruction_args = given.get("reconstruction_args", {})
+        backbone = backbone or default_backbone(reconstruction)
+        calibrate = calibrate is not False
+        model = CCLModel(
+            backbone,
+            pre_trained=False,
+            projection=chosen.projection,
+            skip=chosen.skip,
+            noise_probability=noise_probability,
+            anomaly_map=chosen.anomaly_map,
+            subtract_usual=chosen.subtract_usual,
+            false_alarm_rate=0.05 if false_alarm_rate is None else false_alarm_rate,
+            reconstruction=reconstruction,
+            reconstruction_args=reconstruction_args,
+        )
+        noise_probability = model.noise_probability
+        temperature = model.network.recipe.temperature if temperature is None else temperature
+        image_size = given.get("image_size", default_image_size(model.network))
         if post_processor is True and false_alarm_rate is not None:
             post_processor = LimitPostProcessor()
         if pre_processor is True:
@@ -170,6 +194,10 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
             visualizer=visualizer,
         )
         self.given = given
+        self.model = model
+        if pre_trained or backbone_weights is not None:
+            self.model.network.load_when_needed(backbone_weights)
+        check_image_size(self.input_size, self.model.network.stride)
         weights = chosen.local_weight, chosen.global_weight
         self.loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
         self.schedule = chosen.schedule
@@ -179,41 +207,21 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         self.classes = TrainingClasses(class_labels, n_pseudo_classes)
         self.calibrate = calibrate
         self.feature_cache = None if feature_cache is None else FeatureCache(feature_cache)
-        rate: Any = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
-        network: Any = projection, skip, noise_probability, anomaly_map, subtract_usual
-        self.model = CCLModel(backbone, False, None, *network, **rate)
-        if pre_trained or backbone_weights is not None:
-            self.model.network.teacher.load_when_needed(backbone_weights)
-        _check_image_size(self.input_size, self.model.network.stride)
 
     @staticmethod
     def configure_pre_processor(
-        image_size: tuple[int, int] | None = None, backbone: str = "wide_resnet50_2"
+        image_size: tuple[int, int] | None = None, backbone: str | None = "wide_resnet50_2"
     ) -> PreProcessor:
         """Build the default pre-processor: resize, then normalise as the backbone was trained.
 
         Args:
             image_size: Height and width in pixels; (256, 256) if not given.
-            backbone: Name of a timm model, whose mean and standard deviation are used.
+            backbone: Name of a timm model, whose mean and standard deviation are used; None leaves images in [0, 1].
 
         Returns:
             The pre-processor.
         """
-        mean, std = normalization(backbone)
-        return ExactPreProcessor(
-            Compose([Resize(image_size or (256, 256), antialias=True), Normalize(mean=mean, std=std)])
-        )
-
-    def setup(self, stage: str) -> None:
-        """Set the number of epochs where the trainer was not told how long to train, and refuse what would spoil it.
-
-        Args:
-            stage: What the trainer is about to do.
-        """
-        super().setup(stage)
-        if stage == "fit":
-            limit_epochs(self.trainer)
-            refuse_other_averaging(self.trainer)
+        return default_pre_processor(image_size or (256, 256), None if backbone is None else normalization(backbone))
 
     def on_train_start(self) -> None:
         """Find the class of each training image, say so where there is only one, and prepare the second view."""
@@ -224,6 +232,8 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
                 "reverse distillation. For several products use MultiCategory, class_labels='folder', or 'pseudo' with "
                 "their number as n_pseudo_classes.",
             )
+        if "temperature" not in self.given:  # a checkpoint may have brought another network
+            self.loss.temperature = self.model.network.recipe.temperature
         self._second_view = second_view_for(self.pre_processor).to(self.device)
         if self.torch_compile:
             # The method, because a compiled module's weights would have other names in checkpoints.
@@ -234,40 +244,28 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         self._compiled = None
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
-        """Compute the total loss of a batch of normal images, and log it and each of its terms, not yet weighted.
+        """Compute the total loss of a batch of normal images under the key ``loss``; log it and its unweighted terms.
 
         On several processes, the global loss compares the images and views of all of them; the local loss, for which
         whole feature maps would have to be sent, contrasts images of one process.
-
-        Args:
-            batch: Pre-processed images with their paths.
-            *args: Not used.
-            **kwargs: Not used.
-
-        Returns:
-            The total loss under the key ``loss``.
         """
         del args, kwargs
         labels = self.classes.labels(batch).to(self.device)
         view = self._second_view(batch.image) if self.loss.needs_view else None
-        features = None
+        encoded = None
         if self.feature_cache is not None:
-            features = self.feature_cache.features(batch.image, batch.image_path, self.model.network.encode)  # type: ignore[arg-type]
-        output = (self._compiled or self.model)(batch.image, view, features, self.loss.compares_views)
+            encoded = self.feature_cache.features(batch.image, batch.image_path, self.model.network.encode)  # type: ignore[arg-type]
+        output = (self._compiled or self.model)(batch.image, view, encoded, self.loss.compares_views)
 
-        loss, terms = self.loss(output, labels, gathered)
+        reconstruction = self.model.network.reconstruction_loss(output.targets, output.reconstructed, self.progress)
+        loss, terms = self.loss(reconstruction, output, labels, gathered)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(labels))
         losses = {f"train_loss_{name}": term for name, term in terms.items()}
         self.log_dict(losses, on_step=True, on_epoch=True, batch_size=len(labels))
         return {"loss": loss}
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
-        """Score a batch of images, and tell the class of each.
-
-        Args:
-            batch: Pre-processed images.
-            *args: Not used.
-            **kwargs: Not used.
+        """Score a batch of images.
 
         Returns:
             The batch with its anomaly maps and scores; once calibrated, ``explanation`` names the class of each image,
@@ -299,10 +297,3 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
     def learning_type(self) -> LearningType:
         """One-class learning: only normal images are trained on."""
         return LearningType.ONE_CLASS
-
-
-def _check_image_size(size: tuple[int, int] | None, stride: int) -> None:
-    if size is not None and any(length < stride or length % stride for length in size):
-        height, width = size
-        msg = f"image_size must be multiples of {stride} pixels, got {height} × {width}"
-        raise ValueError(msg)

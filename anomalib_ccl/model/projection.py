@@ -39,7 +39,8 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
         raise ValueError(msg)
     if kind == "none":
         return nn.Identity()
-    widths = [channels, channels // 2, channels // 4, channels // 2, channels]
+    half, quarter = max(1, channels // 2), max(1, channels // 4)  # of pixels, there are three channels
+    widths = [channels, half, quarter, half, channels]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         if kind == "light":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomalib_ccl.model.global_loss import GlobalContrastiveLoss
 from anomalib_ccl.model.local_loss import LocalContrastiveLoss, MatchOn
-from anomalib_ccl.model.reconstruction.loss import ReconstructionLoss
+from anomalib_ccl.model.temperature import check_temperature
 from anomalib_ccl.model.torch_model import TrainingOutput
 
 Losses = Literal["paper", "released"]
@@ -53,11 +53,20 @@ class TotalLoss(nn.Module):
         _check_not_negative(local_weight=local_weight, global_weight=global_weight)
         self.local_weight = local_weight
         self.global_weight = global_weight
-        self.reconstruction = ReconstructionLoss()
         self.losses = losses
         as_in_paper = losses == "paper"
         self.local = LocalContrastiveLoss(temperature, num_negatives, as_in_paper, match_on, match_window)
         self.globally = GlobalContrastiveLoss(temperature, "supcon" if as_in_paper else "released")
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of both contrastive losses."""
+        return self.globally.temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        check_temperature(temperature)
+        self.globally.temperature = self.local.temperature = temperature
 
     @property
     def contrastive(self) -> bool:
@@ -74,11 +83,14 @@ class TotalLoss(nn.Module):
         """Whether second views are needed at all."""
         return self.local_weight > 0 or self.compares_views
 
-    def forward(self, output: TrainingOutput, labels: Tensor, gather: Gather) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, reconstruction: Tensor, output: TrainingOutput, labels: Tensor, gather: Gather
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
 
         Args:
-            output: What the network gave in training mode.
+            reconstruction: The reconstruction network's loss, a scalar.
+            output: What the model gave in training mode.
             labels: Class index of each image, of shape ``(B,)``.
             gather: Joins the embeddings, and the labels, that the processes have of the batch; see
                 :func:`~anomalib_ccl.training.gather.gathered`.
@@ -86,11 +98,10 @@ class TotalLoss(nn.Module):
         Returns:
             The total, a scalar, and its terms by name, not weighted, without those that are switched off.
         """
-        terms = {"reconstruction": self.reconstruction(output.features, output.reconstructed)}
-        total = terms["reconstruction"]
+        total, terms = reconstruction, {"reconstruction": reconstruction}
         if self.local_weight:
             terms["local"] = self.local(
-                output.features, output.view_features, output.projected, output.view_projected, labels
+                output.inputs, output.view_inputs, output.projected, output.view_projected, labels
             )
             total = total + self.local_weight * terms["local"]
         if self.global_weight:

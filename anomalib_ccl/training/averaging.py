@@ -18,7 +18,7 @@ class NetworkAveraging(WeightAveraging):
 
     Args:
         decay: Weight of the old average in each step, in (0, 1): the average reaches over about 1 / (1 - decay) steps.
-        shared: Names of the model's submodules that are not averaged.
+        shared: Names of submodules that are not averaged where the model has them.
 
     Example:
         >>> NetworkAveraging(0.99, shared=["post_processor"]).state_dict()
@@ -35,8 +35,9 @@ class NetworkAveraging(WeightAveraging):
         """Make the average when a training begins."""
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
-            for name in self._shared:
-                self._average_model.module.set_submodule(name, pl_module.get_submodule(name))
+            parts = dict(pl_module.named_modules())
+            for name in parts.keys() & set(self._shared):
+                self._average_model.module.set_submodule(name, parts[name])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the average from a checkpoint, which may have given the model another network since the setup."""
@@ -81,16 +82,16 @@ class NetworkAveraging(WeightAveraging):
             self.on_validation_epoch_end(trainer, pl_module)
 
 
-def check_decay(decay: float) -> None:
+def check_decay(decay: float | None) -> None:
     """Refuse a decay that averages nothing.
 
     Args:
-        decay: Decay of an exponential moving average.
+        decay: Decay of an exponential moving average, or None for no average.
 
     Raises:
         ValueError: If it is not in (0, 1).
     """
-    if not 0 < decay < 1:
+    if decay is not None and not 0 < decay < 1:
         msg = f"ema_decay must lie in (0, 1), got {decay}; 0.99 averages over about 100 steps"
         raise ValueError(msg)
 

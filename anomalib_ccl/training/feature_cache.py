@@ -1,8 +1,9 @@
-"""The teacher's features of the training images, kept on disk: they are the same in every epoch."""
+"""What the network encodes the training images to, kept on disk: it is the same in every epoch."""
 
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,9 +15,12 @@ from torchvision.transforms.v2 import Compose, Resize, Transform
 from anomalib_ccl.data.samples import datasets_of
 from anomalib_ccl.training.training_pass import first_training_image
 
+# Targets and inputs of images, as a reconstruction network's ``encode`` gives them.
+Encoded = tuple[list[Tensor], list[Tensor]]
+
 
 class FeatureCache(Callback):
-    """Keeps the features of each image, as the teacher gave them, from the first time they are asked for.
+    """Keeps what each image is encoded to, from the first time they are asked for.
 
     They lie in one temporary file for each process, which is freed when the training ends, in whatever way: nothing
     of it is left even by a process that was killed. A resumed training begins with an empty one. Where the file is
@@ -26,18 +30,19 @@ class FeatureCache(Callback):
         folder: Folder for the file; made if it is not there.
 
     Example:
-        >>> def encode(images: Tensor) -> list[Tensor]:
+        >>> def encode(images: Tensor) -> Encoded:
         ...     print("teacher runs on", len(images))
-        ...     return [images.mean(dim=1, keepdim=True), images[:, :, ::2, ::2]]
+        ...     features = [images.mean(dim=1, keepdim=True), images[:, :, ::2, ::2]]
+        ...     return features, features[1:]
         >>> images, cache = torch.rand(3, 3, 4, 4), FeatureCache(tempfile.gettempdir())
         >>> cache.open(encode(images[:1]), count=3)
         teacher runs on 1
         >>> _ = cache.features(images[:2], ["a.png", "b.png"], encode)
         teacher runs on 2
-        >>> found = cache.features(images[1:], ["b.png", "c.png"], encode)
+        >>> targets, inputs = cache.features(images[1:], ["b.png", "c.png"], encode)
         teacher runs on 1
-        >>> torch.equal(found[1], images[1:, :, ::2, ::2])
-        True
+        >>> torch.equal(targets[1], images[1:, :, ::2, ::2]), targets[1] is inputs[0]
+        (True, True)
         >>> cache.close()
     """
 
@@ -56,14 +61,14 @@ class FeatureCache(Callback):
         for part in datasets_of(dataset):
             _refuse_augmentations(part.augmentations)
         with trainer.precision_plugin.forward_context():  # so that the maps have the type of those in training
-            maps = pl_module.model.network.encode(first_training_image(pl_module).to(pl_module.dtype))
-        self.open(maps, len(dataset) * trainer.num_devices)
+            encoded = pl_module.model.network.encode(first_training_image(pl_module).to(pl_module.dtype))
+        self.open(encoded, len(dataset) * trainer.num_devices)
 
-    def open(self, example: list[Tensor], count: int) -> None:
+    def open(self, example: Encoded, count: int) -> None:
         """Open an empty file.
 
         Args:
-            example: Features of one image, per scale of shape ``(1, C_l, H_l, W_l)``.
+            example: Targets and inputs of one image, each of shape ``(1, C_l, …)``. What is in both is kept once.
             count: Images that there must be room for.
 
         Raises:
@@ -77,8 +82,11 @@ class FeatureCache(Callback):
             msg = f"feature_cache={self.folder} cannot be written to: {error.strerror}; choose another folder"
             raise OSError(msg) from error
         self._row_of_image: dict[str, int] = {}
+        targets, inputs = example
+        places: dict[int, int] = {}
+        self._places = [[places.setdefault(id(m), len(places)) for m in maps] for maps in (targets, inputs)]
         # With the channels last, as the teacher computes them, so that nothing is transposed.
-        self._example = [m[0].permute(1, 2, 0).cpu() for m in example]
+        self._example = [m[0].movedim(0, -1).cpu() for m in self._different(example)]
         self._row_size = sum(m.nbytes for m in self._example)
         needed, free = count * self._row_size, shutil.disk_usage(self.folder).free
         if free < needed:
@@ -89,29 +97,37 @@ class FeatureCache(Callback):
             )
             raise OSError(msg)
 
-    def features(self, images: Tensor, paths: Sequence[str], encode: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+    def features(self, images: Tensor, paths: Sequence[str], encode: Callable[[Tensor], Encoded]) -> Encoded:
         """Look up the features of images; those that are not there yet are encoded and kept.
 
         Args:
             images: Pre-processed images of shape ``(B, 3, H, W)``.
             paths: What each is known by.
-            encode: The teacher.
+            encode: Makes targets and inputs of images.
 
         Returns:
-            Maps of shape ``(B, C_l, H_l, W_l)`` on the images' device.
+            Targets and inputs on the images' device.
         """
         file: Any = self._file
         maps = [m.new_empty((len(paths), *m.shape)) for m in self._example]
         missing = [index for index, path in enumerate(paths) if path not in self._row_of_image]
         if missing:
-            for kept, encoded in zip(maps, encode(images[missing]), strict=True):
-                kept[missing] = encoded.permute(0, 2, 3, 1).cpu()
+            for kept, encoded in zip(maps, self._different(encode(images[missing])), strict=True):
+                kept[missing] = encoded.movedim(1, -1).cpu()
         for index, path in enumerate(paths):
             transfer = file.readinto if path in self._row_of_image else file.write
             file.seek(self._row_of_image.setdefault(path, len(self._row_of_image)) * self._row_size)
             for m in maps:
                 transfer(m[index].view(torch.uint8).numpy())
-        return [m.permute(0, 3, 1, 2).to(images.device) for m in maps]
+        found = [m.movedim(-1, 1).to(images.device) for m in maps]
+        targets, inputs = ([found[place] for place in places] for places in self._places)
+        return targets, inputs
+
+    def _different(self, encoded: Encoded) -> list[Tensor]:
+        """List the maps, each that is a target and an input once."""
+        targets, inputs = encoded
+        by_place = dict(zip(chain(*self._places), chain(targets, inputs), strict=True))
+        return [by_place[place] for place in range(len(by_place))]
 
     def close(self) -> None:
         """Free the file."""

@@ -1,6 +1,6 @@
 """The reconstruction networks that CCL can be put on, behind one interface: encode, embed, decode."""
 
 from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
-from anomalib_ccl.model.reconstruction.reverse_distillation import ReverseDistillation
+from anomalib_ccl.model.reconstruction.recipe import Recipe
 
-__all__ = ["ReconstructionNetwork", "ReverseDistillation"]
+__all__ = ["Recipe", "ReconstructionNetwork"]

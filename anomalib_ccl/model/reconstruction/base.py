@@ -1,48 +1,110 @@
 """What CCL needs of a reconstruction network."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from anomalib_ccl.model.anomaly_map import anomaly_map
+from anomalib_ccl.model.reconstruction.loss import ReconstructionLoss
+from anomalib_ccl.model.reconstruction.recipe import Recipe
+from anomalib_ccl.model.reconstruction.teacher import Teacher
+
 
 class ReconstructionNetwork(nn.Module, ABC):
-    """A frozen teacher, a bottleneck and a decoder that reconstructs the teacher's features.
+    """Encodes images into maps, fuses some of them into an embedding, and reconstructs others from it.
+
+    A network of your own is a subclass: :meth:`encode`, :meth:`embed` and :meth:`decode` with the attributes
+    ``channels`` and ``stride`` are enough; losses, maps, scores and the recipe are those of reverse distillation unless
+    it has others. Its constructor takes ``backbone``, ``pre_trained`` and ``weights`` if it has a timm network to build
+    and to load, and whatever else it likes, as plain data, which ``reconstruction_args`` of
+    :class:`~anomalib_ccl.CCL` gives to it.
 
     Attributes:
-        channels: Channels of each of the teacher's feature maps, fine to coarse.
+        channels: Channels of each of the maps that are projected.
         stride: Height and width of the images must be multiples of this many pixels.
-        bottleneck: The module that :meth:`embed` calls.
+        recipe: How the network is trained where the user says nothing else.
+        teacher: The frozen, pre-trained part, if the network has one.
     """
 
     channels: list[int]
     stride: int
-    bottleneck: nn.Module
+    recipe: ClassVar[Recipe] = Recipe()
+    teacher: Teacher | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = None
+
+    def load_when_needed(self, weights: str | Path | None = None) -> None:
+        """Load the teacher's pre-trained weights before they are first used, if there is a teacher.
+
+        Args:
+            weights: A ``.safetensors`` or ``.pth`` file that holds them, used instead of timm's.
+
+        Raises:
+            ValueError: If there is a file, but no teacher.
+        """
+        if self.teacher is not None:
+            self.teacher.load_when_needed(weights)
+        elif weights is not None:
+            msg = f"{type(self).__name__} has no pre-trained teacher; leave backbone_weights={str(weights)!r} away"
+            raise ValueError(msg)
 
     @abstractmethod
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """Extract the teacher's feature maps.
+    def encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Make of images what is to be reconstructed, and what is projected.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``.
 
         Returns:
-            One map of shape ``(B, C_l, H_l, W_l)`` per scale, without gradient.
+            The targets, and the inputs. The first inputs, as many as there are :attr:`channels`, are maps of shape
+            ``(B, C_l, H_l, W_l)``, which are projected; any that follow, such as class tokens, have the images as their
+            first dimension, and reach :meth:`embed` as they are. The two lists may share maps.
         """
 
     @abstractmethod
-    def embed(self, features: list[Tensor]) -> Tensor:
-        """Fuse the (projected) feature maps of all scales into one embedding map.
+    def embed(self, inputs: list[Tensor]) -> Any:  # noqa: ANN401  # what decode and pool of the same network take
+        """Fuse the inputs, of which the maps are projected now, into one embedding.
 
         Args:
-            features: Maps in the shapes that :meth:`encode` returns.
+            inputs: What :meth:`encode` gave, with projected maps.
 
         Returns:
-            The embedding map, of shape ``(B, D, H / stride, W / stride)``.
+            The embedding map, of shape ``(B, D, H', W')``, or whatever :meth:`decode` and :meth:`pool` understand.
         """
 
-    def embed_view(self, features: list[Tensor]) -> Tensor:
-        """Fuse the maps of second views in training, as :meth:`embed` does but with no trace in running statistics.
+    @abstractmethod
+    def decode(self, embedding: Any) -> list[Tensor]:  # noqa: ANN401
+        """Reconstruct the targets from the embedding.
+
+        Args:
+            embedding: What :meth:`embed` returned.
+
+        Returns:
+            Maps in the shapes of the targets.
+        """
+
+    def pool(self, embedding: Any) -> Tensor:  # noqa: ANN401
+        """Make one vector of the embedding of each image, which tells its class.
+
+        Args:
+            embedding: What :meth:`embed` returned.
+
+        Returns:
+            The mean over its positions, of shape ``(B, D)``.
+        """
+        return embedding.mean(dim=(-2, -1))
+
+    def forward(self, inputs: list[Tensor]) -> Any:  # noqa: ANN401
+        """Embed, as :meth:`embed` does."""
+        return self.embed(inputs)
+
+    def embed_view(self, inputs: list[Tensor]) -> Any:  # noqa: ANN401
+        """Embed second views in training, as :meth:`embed` does but with no trace in running statistics.
 
         Batch norm normalises the views by their own statistics, so that the embedding of the images is what it is
         without views. Normalising both by the images' statistics, in one pass of twice the batch, was no faster and
@@ -51,21 +113,48 @@ class ReconstructionNetwork(nn.Module, ABC):
         (160 × 160 pixels, batch 16) 0.35 s and 37 MiB, 0.36 s and 52 MiB. Without views they took 6.5 s and 0.22 s.
 
         Args:
-            features: Maps in the shapes that :meth:`encode` returns.
+            inputs: What :meth:`encode` gave, with projected maps.
 
         Returns:
-            The embedding map, as from :meth:`embed`.
+            The embedding, as from :meth:`embed`.
         """
-        buffers = {name: buffer.clone() for name, buffer in self.bottleneck.named_buffers()}
-        return functional_call(self.bottleneck, buffers, (features,))
+        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        return functional_call(self, buffers, (inputs,))
 
-    @abstractmethod
-    def decode(self, embedding: Tensor) -> list[Tensor]:
-        """Reconstruct the teacher's feature maps from the embedding map.
+    def reconstruction_loss(self, targets: list[Tensor], reconstructed: list[Tensor], progress: float) -> Tensor:
+        """Tell how far a reconstruction is from its targets, for training.
 
         Args:
-            embedding: What :meth:`embed` returned.
+            targets: What :meth:`encode` gave.
+            reconstructed: What :meth:`decode` returned.
+            progress: Share of the training that is over, in [0, 1].
 
         Returns:
-            Maps in the shapes that :meth:`encode` returns.
+            A scalar: the cosine distance of the whole maps, summed over them; see :class:`ReconstructionLoss`.
         """
+        del progress
+        return ReconstructionLoss()(targets, reconstructed)
+
+    def anomaly_map(self, targets: list[Tensor], reconstructed: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Tell where a reconstruction is far from its targets.
+
+        Args:
+            targets: What :meth:`encode` gave.
+            reconstructed: What :meth:`decode` returned.
+            size: Height and width of the images, in pixels.
+
+        Returns:
+            A map of shape ``(B, 1, H, W)``, at least 0: see :func:`~anomalib_ccl.model.anomaly_map.anomaly_map`.
+        """
+        return anomaly_map(targets, reconstructed, size)
+
+    def score(self, anomaly_map: Tensor) -> Tensor:
+        """Make one score of the map of each image.
+
+        Args:
+            anomaly_map: What :meth:`anomaly_map` returned.
+
+        Returns:
+            The maximum of the map, of shape ``(B, 1)``.
+        """
+        return anomaly_map.amax(dim=(-2, -1))

@@ -151,5 +151,5 @@ def test_folder_without_room_for_all_features_is_named_with_the_way_out(tmp_path
     huge = torch.zeros(1).expand(1, 256, 10**6, 10**6)  # without a byte of memory
     message = rf"feature_cache={tmp_path} has \d+ MB free, but .* take 5120000000 MB; free some space, choose"
     with pytest.raises(OSError, match=message):
-        FeatureCache(tmp_path).open([huge], count=5)
+        FeatureCache(tmp_path).open(([huge], []), count=5)
     assert open_files(tmp_path) == []

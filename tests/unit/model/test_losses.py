@@ -173,9 +173,10 @@ def test_losses_as_released_have_one_view_and_one_positive(labels: list[int], la
     maps = [[x.detach().to(memory_format=layout).requires_grad_() for x in scale] for scale in random_maps(len(labels))]
     embedding, view_embedding = torch.randn(2, len(labels), 7, dtype=torch.float64).unbind()
     inputs = [*maps[2], *maps[3], embedding.requires_grad_()]
-    output = TrainingOutput(maps[0], maps[2], maps[0], embedding, maps[1], maps[3], view_embedding)
+    output = TrainingOutput([], [], maps[0], maps[2], embedding, maps[1], maps[3], view_embedding)
     torch.manual_seed(3)
-    total, _ = TotalLoss(temperature=0.1, losses="released")(output, torch.tensor(labels), lambda *batch: batch)
+    loss = TotalLoss(temperature=0.1, losses="released")
+    total, _ = loss(torch.zeros(()), output, torch.tensor(labels), lambda *batch: batch)
     negatives, _ = drawn_with_seed(labels)
     expected = slow_released(embedding, labels, 0.1) + slow_local(maps, labels, negatives, None, 0.1)
     assert_same_value_and_gradient(total, expected, inputs)
@@ -185,8 +186,8 @@ def test_losses_as_released_have_one_view_and_one_positive(labels: list[int], la
 def test_global_loss_of_the_paper_compares_images_and_views(labels: list[int]) -> None:
     maps = random_maps(len(labels))
     z = torch.randn(2, len(labels), 7, dtype=torch.float64).requires_grad_()
-    output = TrainingOutput(maps[0], maps[2], maps[0], z[0], maps[1], maps[3], z[1])
-    _, terms = TotalLoss(temperature=0.1)(output, torch.tensor(labels), lambda *batch: batch)
+    output = TrainingOutput([], [], maps[0], maps[2], z[0], maps[1], maps[3], z[1])
+    _, terms = TotalLoss(temperature=0.1)(torch.zeros(()), output, torch.tensor(labels), lambda *batch: batch)
     both = [*labels, *labels]
     expected = 0 * z.sum() if labels in SILENT.values() else slow_supcon(z.flatten(0, 1), both, 0.1)
     assert_same_value_and_gradient(terms["global"], expected, [z])

@@ -28,8 +28,8 @@ def test_training_step_reconstructs_every_map_and_reaches_every_trainable_weight
     model = CCLModel(backbone, pre_trained=False, projection=projection).train()
     images, view = torch.rand(2, 2, 3, 64, 96)
     output = model(images, view)
-    shapes = [f.shape for f in output.features]
-    for maps in (output.projected, output.reconstructed, output.view_features, output.view_projected):
+    shapes = [f.shape for f in output.targets]
+    for maps in (output.inputs, output.projected, output.reconstructed, output.view_inputs, output.view_projected):
         assert [m.shape for m in maps] == shapes
     assert output.embedding.ndim == 2
     sum(m.square().mean() for m in output.reconstructed).backward()
@@ -71,8 +71,8 @@ def test_anomaly_map_is_the_blurred_sum_of_cosine_distances(model: CCLModel) -> 
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         prediction = model(images)
-        features = model.network.encode(images)
-        reconstructed = model.network.decode(model.network.embed(model._project(features)))
+        features, inputs = model.network.encode(images)
+        reconstructed = model.network.decode(model.network.embed(model._project(inputs)))
         expected = sum(
             F.interpolate(1 - F.cosine_similarity(f, d, dim=1)[:, None], (64, 96), mode="bilinear", align_corners=True)
             for f, d in zip(features, reconstructed, strict=True)
@@ -108,8 +108,8 @@ def test_with_a_skip_the_bottleneck_gets_the_features_at_unit_scale_and_the_loss
     model.network.bottleneck.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     output = model(*torch.rand(2, 2, 3, 64, 96), embed_view=True)
     for given, features, projected in (
-        (seen[0], output.features, output.projected),
-        (seen[1], output.view_features, output.view_projected),
+        (seen[0], output.inputs, output.projected),
+        (seen[1], output.view_inputs, output.view_projected),
     ):
         for g, f, p in zip(given, features, projected, strict=True):
             for i in range(2):

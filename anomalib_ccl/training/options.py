@@ -11,15 +11,14 @@ class Options(NamedTuple):
 
     projection: str
     skip: bool
-    noise_probability: float
     anomaly_map: str
     subtract_usual: bool
     local_weight: float
     global_weight: float
-    schedule: str
+    schedule: str | None
 
 
-_PAPER = Options("standard", False, 0.309, "paper", False, 1.0, 1.0, "step")
+_PAPER = Options("standard", False, "paper", False, 1.0, 1.0, None)
 _RECIPES: dict[str, Options] = {
     "paper": _PAPER,
     "recommended": _PAPER._replace(
