@@ -127,6 +127,7 @@ class MANTA(AnomalibDataModule):
         seed: Seed of the splits.
 
     Raises:
+        ValueError: If defects are to be synthetic, which anomalib makes in files that hold one image.
         FileNotFoundError: From ``prepare_data`` and ``setup``, if there is no such category.
         ValueError: From ``setup``, if its tables and files do not agree; see :func:`read_manta`.
     """
@@ -148,6 +149,10 @@ class MANTA(AnomalibDataModule):
         val_split_ratio: float = 0.5,
         seed: int | None = None,
     ) -> None:
+        for name, mode in (("test_split_mode", test_split_mode), ("val_split_mode", val_split_mode)):
+            if mode == "synthetic":
+                msg = f"{name}: MANTA has no synthetic defects, which anomalib makes of whole files; choose another"
+                raise ValueError(msg)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,

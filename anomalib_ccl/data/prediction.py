@@ -22,7 +22,6 @@ from anomalib_ccl.data.files import images_in
 from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.data.reading import is_deep, read_image
 from anomalib_ccl.data.samples import collate_of, datasets_of
-from anomalib_ccl.data.views import file_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +137,7 @@ def ranges_of(checkpoint: dict[str, Any]) -> PixelRanges | None:
 
 
 def mend_anomalib() -> None:
-    """Have anomalib take paths with letters of any script, images of any depth, and views in files of several.
+    """Have anomalib take paths with letters of any script, and images of any depth.
 
     What it reads right is as it was: images of 8 bits, and floats from 0 to 255.
     """
@@ -153,7 +152,7 @@ def mend_anomalib() -> None:
 
 
 def _read_deep_too(own: Callable[..., Any], path: str | Path, as_tensor: bool = False) -> Tensor | NDArray:
-    if is_deep(path) or file_of(path)[1]:
+    if is_deep(path):
         image = read_image(path, upright=False)
         if image.max() <= 1:
             return image if as_tensor else image.permute(1, 2, 0).numpy()
