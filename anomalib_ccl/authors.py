@@ -64,7 +64,7 @@ def convert(source: str | Path, target: str | Path) -> str:
     trainer.save_checkpoint(target, weights_only=True)
     return (
         f"{target}: {len(weights)} tensors, for `anomalib test`, `predict` and `export`. The authors' checkpoints know "
-        "no product and no limit: scores are not calibrated, and there is no threshold until `anomalib validate`."
+        "no product, no limit and no threshold: scores are not calibrated."
     )
 
 
