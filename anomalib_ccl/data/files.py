@@ -69,7 +69,7 @@ def check_files(paths: Iterable[str], what: str) -> None:
     Raises:
         ValueError: If one is not there, or is a link to one that is not.
     """
-    for path in (Path(file_of(path)[0]) for path in paths):
+    for path in map(Path, dict.fromkeys(file_of(path)[0] for path in paths)):
         if not path.exists():
             where = f", a link to {path.readlink()}, which is not there" if path.is_symlink() else " is not there"
             way_out = "bring it back or remove it, or skip such images with skip_corrupt=true"

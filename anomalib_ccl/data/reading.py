@@ -166,12 +166,12 @@ def find_ranges(paths: Iterable[str | Path]) -> tuple[PixelRanges, int]:
     """Find black and white of the deep images of a data set; only those are read, once.
 
     Args:
-        paths: The files. Those that cannot be read are passed over: reading them later tells why.
+        paths: The images. Those that cannot be read are passed over: reading them later tells why.
 
     Returns:
-        The ranges, by the rule of this module, and how many of the images are deep.
+        The ranges, by the rule of this module, and how many of the files are deep.
     """
-    deep = [path for path in paths if is_deep(path)]
+    deep = [path for path in dict.fromkeys(file_of(path)[0] for path in paths) if is_deep(path)]
     extremes: dict[str, list[Range]] = {"integers": [], "floats": []}
     for path in tqdm(deep, "Finding the range of deep images", disable=None if deep else True):
         try:
