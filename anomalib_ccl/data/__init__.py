@@ -13,13 +13,16 @@ import anomalib.data  # noqa: F401
 
 if TYPE_CHECKING:
     from anomalib_ccl.data.dataset import MultiCategoryDataset
+    from anomalib_ccl.data.manta import MANTA, MANTADataset
     from anomalib_ccl.data.multi_category import MultiCategory
     from anomalib_ccl.data.sample import make_sample_dataset
     from anomalib_ccl.data.sampler import CategorySampler
 
-__all__ = ["CategorySampler", "MultiCategory", "MultiCategoryDataset", "make_sample_dataset"]
+__all__ = ["MANTA", "CategorySampler", "MANTADataset", "MultiCategory", "MultiCategoryDataset", "make_sample_dataset"]
 
 _HOMES = {
+    "MANTA": "manta",
+    "MANTADataset": "manta",
     "CategorySampler": "sampler",
     "MultiCategory": "multi_category",
     "MultiCategoryDataset": "dataset",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from anomalib_ccl.data.views import file_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -67,7 +69,7 @@ def check_files(paths: Iterable[str], what: str) -> None:
     Raises:
         ValueError: If one is not there, or is a link to one that is not.
     """
-    for path in map(Path, paths):
+    for path in map(Path, dict.fromkeys(file_of(path)[0] for path in paths)):
         if not path.exists():
             where = f", a link to {path.readlink()}, which is not there" if path.is_symlink() else " is not there"
             way_out = "bring it back or remove it, or skip such images with skip_corrupt=true"

@@ -42,7 +42,7 @@ class MultiCategory(AnomalibDataModule):
     Args:
         dataset: Class name of an anomalib image datamodule that has categories (``MVTecAD``, ``MVTecAD2``,
             ``MVTecLOCO``, ``Visa``, ``BTech``, ``MPDD``, ``VAD``, ``RealIAD``, ``AutoVI``, ``BMAD``,
-            ``Kaputt``), or ``Folder`` with one sub-folder of ``root`` for each category.
+            ``Kaputt``), ``MANTA``, or ``Folder`` with one sub-folder of ``root`` for each category.
         root: Folder that holds the categories. ``None`` takes the default of the joined datamodule.
         categories: Categories to use. ``None`` uses all that are found under ``root``; where ``root`` holds
             nothing yet, all that anomalib can download.

@@ -19,6 +19,7 @@ from torchvision.tv_tensors import Mask
 from tqdm.auto import tqdm
 
 from anomalib_ccl.data.ranges import PixelRanges, Range
+from anomalib_ccl.data.views import cut, file_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,7 +90,7 @@ def read_image(path: str | Path, ranges: PixelRanges | None = None, *, upright: 
     """Read an image of any kind from a file.
 
     Args:
-        path: The file.
+        path: The file, or a view in one; see :mod:`anomalib_ccl.data.views`.
         ranges: Black and white of deep images; by default those of their type.
         upright: Whether the image is turned as its EXIF data tell.
 
@@ -138,6 +139,7 @@ def is_deep(path: str | Path) -> bool:
     Returns:
         Whether they do; False if it cannot be read.
     """
+    path, _ = file_of(path)
     if not _has_suffix(path, *_DEEP_SUFFIXES):
         return False
     try:
@@ -156,7 +158,7 @@ def is_turned(path: str | Path) -> bool:
     Returns:
         Whether they do.
     """
-    with Image.open(path) as image:
+    with Image.open(file_of(path)[0]) as image:
         return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
 
 
@@ -164,12 +166,12 @@ def find_ranges(paths: Iterable[str | Path]) -> tuple[PixelRanges, int]:
     """Find black and white of the deep images of a data set; only those are read, once.
 
     Args:
-        paths: The files. Those that cannot be read are passed over: reading them later tells why.
+        paths: The images. Those that cannot be read are passed over: reading them later tells why.
 
     Returns:
-        The ranges, by the rule of this module, and how many of the images are deep.
+        The ranges, by the rule of this module, and how many of the files are deep.
     """
-    deep = [path for path in paths if is_deep(path)]
+    deep = [path for path in dict.fromkeys(file_of(path)[0] for path in paths) if is_deep(path)]
     extremes: dict[str, list[Range]] = {"integers": [], "floats": []}
     for path in tqdm(deep, "Finding the range of deep images", disable=None if deep else True):
         try:
@@ -196,6 +198,12 @@ def _float_range(extremes: list[Range]) -> Range:
 
 def _load(path: str | Path) -> tuple[NDArray, int]:
     """The pixels of a file as they lie there, and the EXIF orientation that they still have to be turned by."""
+    file, view = file_of(path)
+    pixels, orientation = _load_file(file)
+    return cut(pixels, view), orientation
+
+
+def _load_file(path: str) -> tuple[NDArray, int]:
     try:
         with Image.open(path) as image:
             loses_bits = _loses_bits(image)  # asked first: the EXIF data of a PNG file come with all of it
@@ -263,7 +271,7 @@ def _read_mask(path: str | Path, image_path: str | Path, size: tuple[int, int]) 
     pixels = _three_channels(_UPRIGHT.get(orientation, np.asarray)(pixels)).max(axis=-1)
     defect = (pixels > (pixels.max() / 2 if _has_suffix(path, ".jpg", ".jpeg") else 0)).astype(np.uint8)
     if defect.shape != size:
-        with Image.open(image_path) as image:
+        with Image.open(file_of(image_path)[0]) as image:
             stored, orientation = image.size[::-1], image.getexif().get(_EXIF_ORIENTATION, 1)
         if stored != size and defect.shape[0] * stored[1] == defect.shape[1] * stored[0]:
             defect = _UPRIGHT.get(orientation, np.asarray)(defect)

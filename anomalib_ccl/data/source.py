@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalib.data import AnomalibDataModule
-from anomalib.data.datamodules import image as image_datamodules
 from anomalib.data.utils import LabelName, Split
 
 from anomalib_ccl.data.files import check_files
+from anomalib_ccl.data.joinable import joinable_datamodules
 from anomalib_ccl.data.layouts import (
     LAYOUTS,
     Layout,
@@ -23,6 +22,7 @@ from anomalib_ccl.data.layouts import (
     read_raw_visa,
     read_real_iad,
 )
+from anomalib_ccl.data.manta import manta_folder, read_manta
 from anomalib_ccl.data.misspelt import alike, nearest_first, nearest_folder
 
 if TYPE_CHECKING:
@@ -35,22 +35,6 @@ logger = logging.getLogger(__name__)
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".xz"}  # what a download that was cut short leaves behind
 
 
-def joinable_datamodules() -> dict[str, type[AnomalibDataModule]]:
-    """The image datamodules of anomalib that have categories, and ``Folder``, by class name.
-
-    Example:
-        >>> "MVTecAD" in joinable_datamodules(), "Kolektor" in joinable_datamodules()
-        (True, False)
-    """
-    return {
-        name: cls
-        for name, cls in vars(image_datamodules).items()
-        if inspect.isclass(cls)
-        and issubclass(cls, AnomalibDataModule)
-        and (name == "Folder" or "category" in inspect.signature(cls).parameters)
-    }
-
-
 class CategorySource:
     """One data set: finds its categories on disk, and the samples of each.
 
@@ -58,8 +42,8 @@ class CategorySource:
     read by :mod:`anomalib_ccl.data.layouts`.
 
     Args:
-        dataset: Class name of an anomalib image datamodule that has categories, or ``"Folder"``, for which
-            each sub-folder of ``root`` with ``normal_dir`` in it is a category.
+        dataset: Class name of an anomalib image datamodule that has categories, or of ours, ``"MANTA"``; or
+            ``"Folder"``, for which each sub-folder of ``root`` with ``normal_dir`` in it is a category.
         root: Folder of the data set. ``None`` takes the datamodule's own default.
         categories: Categories to use. ``None`` uses all that are found under ``root``.
         arguments: Further arguments of the datamodule, the same for each category.
@@ -229,6 +213,8 @@ class CategorySource:
             return read_real_iad(folder, table)
         if self.dataset == "Kaputt":
             return read_by_anomalib(self.build(category))
+        if self.dataset == "MANTA":
+            return read_manta(folder)
         if self.dataset == "Visa" and folder.parent == self.root:
             return read_raw_visa(self.root, category)
         return read_layout(folder, self._layout)
@@ -240,6 +226,8 @@ class CategorySource:
             return split if any(split.glob("train/good/*")) else self.root / category
         if self.dataset == "RealIAD":
             return self.root / f"realiad_{self._prototype.resolution}" / category
+        if self.dataset == "MANTA":
+            return manta_folder(self.root, category)
         return self.root if self.dataset == "Kaputt" else self.root / category
 
     def _find_in(self, root: Path) -> list[str]:
@@ -247,18 +235,23 @@ class CategorySource:
             # Its categories are values in a table, not folders.
             return sorted(self._published) if (root / "datasets" / "query-train.parquet").exists() else []
         for head, tails in self._places():
-            folders = (path for path in (root / head).glob("*") if not path.name.startswith("."))
+            folders = (path for path in root.glob(str(Path(head, "*"))) if not path.name.startswith("."))
             found = [path.name for path in folders if any((path / tail).is_dir() for tail in tails)]
             if found:
                 return sorted(found)
         return []
 
     def _places(self) -> list[tuple[str, list[str]]]:
-        """Folders ``root/<head>/<category>/<tail>``, any of which makes a category; the first head that has any."""
+        """Folders ``root/<head>/<category>/<tail>``, any of which makes a category; the first head that has any.
+
+        A head may be a pattern.
+        """
         if self.dataset == "Visa":
             return [("", ["Data"]), ("visa_pytorch", ["train", "test"])]
         if self.dataset == "RealIAD":
             return [(f"realiad_{self._prototype.resolution}", [""])]
+        if self.dataset == "MANTA":
+            return [("", ["train"]), ("*", ["train"])]
         if self.dataset == "Folder":
             dirs = (self._arguments.get(key) or [] for key in ("normal_dir", "abnormal_dir"))
             return [("", [str(name) for d in dirs for name in ([d] if isinstance(d, str | Path) else d)])]

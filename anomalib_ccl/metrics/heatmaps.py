@@ -14,6 +14,7 @@ from PIL import Image
 
 from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.data.reading import is_deep, is_turned, read_image
+from anomalib_ccl.data.views import file_of
 from anomalib_ccl.metrics.caption import add_caption
 from anomalib_ccl.metrics.full_disk import FULL, writing_to
 
@@ -90,9 +91,9 @@ def own_visualizers(callbacks: list[Callback]) -> list[ImageVisualizer]:
 
 
 def _as_read(item: ImageItem, ranges: PixelRanges | None) -> ImageItem:
-    """Show an image as the model saw it: anomalib's visualizer reads it anew, 16 bits as white and never upright."""
-    path, upright = item.image_path, ranges is not None
-    if path is None or not (is_deep(path) or (upright and is_turned(path))):
+    """Show an image as the model saw it: anomalib's visualizer reads it anew, 16 bits as white, never upright."""
+    path, upright = item.image_path, ranges is not None  # and a view it could not read
+    if path is None or not (file_of(path)[1] or is_deep(path) or (upright and is_turned(path))):
         return item
     seen = copy(item)
     seen.image = read_image(path, ranges, upright=upright).clamp(0, 1)

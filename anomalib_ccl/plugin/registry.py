@@ -1,4 +1,4 @@
-"""Puts CCL and MultiCategory into anomalib's registries, and the report into Lightning's.
+"""Puts CCL, MultiCategory and MANTA into anomalib's registries, and the report into Lightning's.
 
 Called by the import hook once a registry of anomalib has been imported, and by Lightning, through the
 entry-point group ``lightning.pytorch.callbacks_factory``, whenever a ``Trainer`` is made.
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 # The leaf modules, not their packages: this runs while a user's own import of such a package is under way.
 _NAMES = {
-    "anomalib.data": ("anomalib_ccl.data.multi_category", "MultiCategory"),
-    "anomalib.models": ("anomalib_ccl.model.lightning_model", "CCL"),
+    "anomalib.data": {"MultiCategory": "anomalib_ccl.data.multi_category", "MANTA": "anomalib_ccl.data.manta"},
+    "anomalib.models": {"CCL": "anomalib_ccl.model.lightning_model"},
 }
 
 
 def register(registry: ModuleType) -> None:
-    """Make our class a public name of one of anomalib's registries.
+    """Make our classes public names of one of anomalib's registries.
 
-    As an attribute of the registry the class is found by class path; being imported at all, it is found by
+    As an attribute of the registry a class is found by class path; being imported at all, it is found by
     bare name, which anomalib and jsonargparse look up among the subclasses. ``anomalib.models`` also gets
     ``anomalib_ccl`` as a module whose class paths ``get_model`` accepts.
 
     Args:
         registry: The module ``anomalib.models`` or ``anomalib.data``, fully imported.
     """
-    module, name = _NAMES[registry.__name__]
-    setattr(registry, name, getattr(import_module(module), name))
-    registry.__all__.append(name)
+    for name, module in _NAMES[registry.__name__].items():
+        setattr(registry, name, getattr(import_module(module), name))
+        registry.__all__.append(name)
     if registry.__name__ == "anomalib.data":
         import_module("anomalib_ccl.data.prediction").mend_anomalib()
     if registry.__name__ == "anomalib.models":

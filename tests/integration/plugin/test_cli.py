@@ -260,14 +260,6 @@ def test_benchmark_collects_ccl_and_reverse_distillation_in_one_csv(sample_root:
         assert float(row["mean_pixel_AUROC"]) == pytest.approx(means[row["model.class_path"]], abs=1e-6)
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs/model").glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("data_config", sorted((ROOT / "configs/data").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_model_config_goes_with_every_data_config(config: Path, data_config: Path, tmp_path: Path) -> None:
-    output = run(tmp_path, "train", f"--config={config}", f"--data={data_config}", "--print_config")
-    assert "class_path: anomalib_ccl.CCL" in output
-    assert "class_path: anomalib_ccl.MultiCategory" in output
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
+import miniatures
 import pandas as pd
 from anomalib import data as anomalib_data
 from anomalib.data import AnomalibDataModule
@@ -82,6 +83,10 @@ def real_iad(root: Path, name: str) -> None:
     table.write_text(json.dumps({"train": good[:4], "test": good[4:] + bad}))
 
 
+def manta(root: Path, name: str) -> None:
+    miniatures.manta(root, [name])
+
+
 def folder(root: Path, name: str) -> None:
     write_images(root / name / "good", 6)
     write_images(root / name / "bad", 4)
@@ -99,6 +104,7 @@ LAYOUTS = {
     "RealIAD": (real_iad, ["audiojack", "pcb"]),
     "AutoVI": (auto_vi, ["pipe_clip", "tank_screw"]),
     "BMAD": (bmad, ["Brain", "Chest"]),
+    "MANTA": (manta, ["maize", "nut"]),
     "Folder": (folder, ["left door", "right door"]),
 }
 

@@ -17,7 +17,7 @@ MASKS = {
     "BMAD": ["valid/Ungood/label", "test/Ungood/label"],
     "Folder": ["masks"],
 }
-WITHOUT_FOLDERS = {"RealIAD"}  # its table says where images and masks are
+WITHOUT_FOLDERS = {"MANTA", "RealIAD"}  # their tables say where images and masks are
 
 
 def category_folder(dataset, root, name):
