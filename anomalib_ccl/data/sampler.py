@@ -18,7 +18,7 @@ class CategorySampler(DistributedSampler[int]):
     """A random order of the images whose batches suit contrastive losses.
 
     Cut into consecutive batches, the order gives each batch at least two classes and at least two images of
-    one class. It is a plain random permutation, as in the paper, in which only the batches that would miss
+    one class. It is a plain random permutation in which only the batches that would miss
     this exchange one image with another batch, so that every image still comes once. Where no other batch can
     spare such an image, as when a class has fewer images than there are batches, one image of the batch makes
     room for another one, which then comes more than once in that epoch.

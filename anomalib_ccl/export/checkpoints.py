@@ -16,6 +16,7 @@ from anomalib_ccl.export.components import COMPONENTS, prepare_components
 from anomalib_ccl.training.callers import caller
 from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.further import is_test_after_training, start_from_weights
+from anomalib_ccl.training.options import Options, options
 
 if TYPE_CHECKING:
     # Not a base class: anomalib lists the direct subclasses of its own as models.
@@ -32,6 +33,8 @@ class Checkpoints(Base):
     """
 
     model: Any  # with a ``network``, ``projections`` and a ``calibration``
+    loss: Any  # with a ``local_weight`` and a ``global_weight``
+    schedule: Any
     classes: TrainingClasses
     pixel_ranges: PixelRanges | None
     given: dict[str, Any]
@@ -54,7 +57,7 @@ class Checkpoints(Base):
         if rate is not None and arguments["calibrate"] is False:
             msg = f"false_alarm_rate={rate} needs calibrate=True, which finds the limit of each class"
             raise ValueError(msg)
-        others = {name: arguments[name] for name in ("false_alarm_rate", "temperature")}
+        others = {name: arguments[name] for name in ("false_alarm_rate", "temperature", *Options._fields)}
         return {**plain(arguments), **{n: v for n, v in others.items() if v is not None}, **components}
 
     @classmethod
@@ -136,7 +139,12 @@ class Checkpoints(Base):
         _check_model(checkpoint, source)
         saved = checkpoint.setdefault("hyper_parameters", {})
         refuse_contradictions(self.given, saved, source)
-        self._take_architecture(architecture_of(saved))
+        trained = architecture_of(saved)
+        self._take_architecture(trained)
+        # For a training that goes on, whose recipe is the checkpoint's where none was given.
+        chosen = options(trained["recipe"], self.given)
+        self.loss.local_weight, self.loss.global_weight = chosen.local_weight, chosen.global_weight
+        self.schedule = chosen.schedule
         prepare_components(self, checkpoint, source)
         super().on_load_checkpoint(checkpoint)
         rate = saved.get("false_alarm_rate")

@@ -80,6 +80,18 @@ def test_a_checkpoint_knows_its_recipe(
         CCL.load_from_checkpoint(engine.best_model_path, skip=False)
 
 
+@pytest.mark.parametrize("given", [{}, {"global_weight": 0.5}])
+def test_a_training_that_goes_on_follows_the_recipe_of_its_checkpoint(
+    given: dict[str, float], recommended: tuple[CCL, Engine], sample_root: Path, tmp_path: Path
+) -> None:
+    model = CCL(**NETWORK, **given)
+    engine = Engine(max_epochs=2, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    data = MultiCategory(root=sample_root, categories=["brick", "retina"], num_workers=0)
+    engine.fit(model, data, ckpt_path=recommended[1].best_model_path)
+    assert model.loss.global_weight == given.get("global_weight", 0.1)
+    assert isinstance(model.lr_schedulers(), torch.optim.lr_scheduler.CosineAnnealingLR)
+
+
 def test_the_exported_model_gives_the_scores_of_the_engine(
     recommended: tuple[CCL, Engine], images: torch.Tensor, tmp_path: Path
 ) -> None:
