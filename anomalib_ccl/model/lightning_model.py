@@ -25,7 +25,7 @@ from anomalib_ccl.export.pre_processor import default_pre_processor
 from anomalib_ccl.model.local_loss import MatchOn
 from anomalib_ccl.model.projection import Projection
 from anomalib_ccl.model.reconstruction.choice import check_image_size, default_backbone, default_image_size
-from anomalib_ccl.model.reconstruction.teacher import normalization
+from anomalib_ccl.model.reconstruction.frozen_backbone import normalization
 from anomalib_ccl.model.torch_model import CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
 from anomalib_ccl.training.averaging import NetworkAveraging, check_decay

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from anomalib_ccl.model.anomaly_map import anomaly_map
+from anomalib_ccl.model.reconstruction.frozen_backbone import FrozenBackbone
 from anomalib_ccl.model.reconstruction.loss import ReconstructionLoss
 from anomalib_ccl.model.reconstruction.recipe import Recipe
-from anomalib_ccl.model.reconstruction.teacher import Teacher
 
 
 class ReconstructionNetwork(nn.Module, ABC):
@@ -32,7 +32,7 @@ class ReconstructionNetwork(nn.Module, ABC):
     channels: list[int]
     stride: int
     recipe: ClassVar[Recipe] = Recipe()
-    teacher: Teacher | None
+    teacher: FrozenBackbone | None
 
     def __init__(self) -> None:
         super().__init__()
