@@ -1,6 +1,7 @@
 """What CCL needs of a reconstruction network."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ class ReconstructionNetwork(nn.Module, ABC):
         teacher: The frozen, pre-trained part, if the network has one.
     """
 
-    channels: list[int]
+    channels: Sequence[int]
     stride: int
     recipe: ClassVar[Recipe] = Recipe()
     teacher: FrozenBackbone | None
