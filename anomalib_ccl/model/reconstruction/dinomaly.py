@@ -113,7 +113,7 @@ class Dinomaly(ReconstructionNetwork):
     ) -> None:
         super().__init__()
         self.teacher = TransformerTeacher(backbone, partial(_middle_blocks, backbone), pre_trained, weights)
-        if self.teacher.prefix == 0:
+        if not self.teacher.has_class_token:
             msg = f"backbone {backbone!r} has no class token, which dinomaly needs; choose vit_base_patch14_reg4_dinov2"
             raise ValueError(msg)
         width, self.stride = self.teacher.width, self.teacher.stride

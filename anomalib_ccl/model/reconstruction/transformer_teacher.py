@@ -27,6 +27,7 @@ class TransformerTeacher(FrozenBackbone):
         stride: Height and width of a patch, in pixels.
         depth: Number of all blocks.
         width: Length of a token.
+        has_class_token: Whether the first token is one of the class.
 
     Raises:
         ValueError: If the backbone is unknown or no plain ViT, or the file holds other weights.
@@ -50,6 +51,7 @@ class TransformerTeacher(FrozenBackbone):
     ) -> None:
         plan = _plan(backbone)
         self.depth, self.width, self.prefix = len(plan.blocks), plan.embed_dim, plan.num_prefix_tokens
+        self.has_class_token = plan.cls_token is not None
         layers = [f"blocks.{number - 1}" for number in blocks(self.depth)]
         tokens = {"output_fmt": "NLC", "return_class_token": self.prefix > 0, "norm": False}
         super().__init__(backbone, layers, pre_trained, weights, **tokens)

@@ -90,7 +90,7 @@ def test_training_has_both_losses_a_calibration_and_a_checkpoint_that_is_found_a
     _, cached, _ = fit(sample_root, tmp_path / "cached", feature_cache=tmp_path / "cache", **arguments)
     assert cached[0]["train_loss"] == pytest.approx(steps[0]["train_loss"], rel=1e-5)
     assert cached[-1]["train_loss"] == pytest.approx(steps[-1]["train_loss"], rel=0.2)
-    resumed, _, _ = fit(sample_root, tmp_path / "on", 3, ckpt_path=checkpoint, backbone=arguments.get("backbone"))
+    resumed, _, _ = fit(sample_root, tmp_path / "on", 3, ckpt_path=checkpoint)
     assert type(resumed.model.network) is type(model.model.network)
     assert resumed.loss.temperature == model.model.network.recipe.temperature
 
@@ -154,6 +154,23 @@ def test_exports_give_the_engines_answer(trained: tuple[str, Path, str], model: 
         compiled = openvino.Core().compile_model(file, "CPU", SINGLE_PRECISION)
         values = compiled(pixels.numpy())
         assert_same({output.get_any_name(): values[output] for output in compiled.outputs}, expected, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["vit"], indirect=True)
+def test_eight_bits_take_the_products_of_a_transformer_too(model: CCL, sample_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
+    datamodule = MultiCategory(root=sample_root, categories=["brick", "retina"], num_workers=0)
+    path = model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=datamodule)
+    weights = sum(parameter.numel() for parameter in model.model.parameters())
+    assert path.with_suffix(".bin").stat().st_size < 2 * weights  # in single precision four bytes each
+    pixels = torch.stack([item.image for item in datamodule.test_data])
+    model.post_processor.enable_normalization = False
+    compiled = openvino.Core().compile_model(path, "CPU", SINGLE_PRECISION)
+    values = compiled(pixels.numpy())
+    found = {output.get_any_name(): values[output] for output in compiled.outputs}
+    with torch.no_grad():
+        np.testing.assert_allclose(found["pred_score"], model(pixels).pred_score.numpy(), rtol=0.1)
 
 
 @pytest.mark.slow
