@@ -25,7 +25,7 @@ from anomalib_ccl.export.pre_processor import default_pre_processor
 from anomalib_ccl.model.local_loss import MatchOn
 from anomalib_ccl.model.projection import Projection
 from anomalib_ccl.model.reconstruction.choice import check_image_size, default_backbone, default_image_size
-from anomalib_ccl.model.reconstruction.teacher import normalization
+from anomalib_ccl.model.reconstruction.frozen_backbone import normalization
 from anomalib_ccl.model.torch_model import AnomalyMap, CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
 from anomalib_ccl.training.averaging import NetworkAveraging, check_decay
@@ -52,7 +52,8 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
     architecture: an argument that is given and contradicts it is refused when it is loaded.
 
     Args:
-        backbone: Name of a timm model for the teacher; the checkpoint's, else the reconstruction network's.
+        backbone: Name of a convolutional timm model for the teacher; the checkpoint's, else wide_resnet50_2. Networks
+            other than reverse distillation take others: "vit" and "dinomaly" plain vision transformers.
         pre_trained: Whether the teacher uses timm's pre-trained weights, where no checkpoint brings them along.
         backbone_weights: A .safetensors or .pth file with the teacher's weights, used instead of timm's.
         image_size: Height and width that images are resized to, in pixels, multiples of the network's stride (of 32 for
@@ -71,7 +72,8 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
             the checkpoint's, else not.
         local_weight: Weight of the local contrastive loss; 0 switches it off.
         global_weight: Weight of the global contrastive loss; 0 switches it off.
-        temperature: Temperature of both contrastive losses, greater than 0; 0.05 unless the network has another.
+        temperature: Temperature of both contrastive losses, greater than 0. By default the network's, which is
+            0.05 but for "vit", which has 0.1.
         num_negatives: Images of other classes that each image is contrasted with in the local loss.
         losses: Forms of the contrastive losses: "paper" (the global one compares images and their second views; the
             local one has a match in the view and one in another image of the class), or "released", what the authors'
@@ -101,8 +103,8 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
             second epoch on the teacher runs on the second views only. On one processor core, forward and backward
             passes of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for
             each image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) 2 to 4 % less, at 7 MiB.
-        reconstruction: The reconstruction network: "reverse_distillation", or the path of a class of your own, derived
-            from anomalib_ccl.model.reconstruction.ReconstructionNetwork; the checkpoint's, else the first.
+        reconstruction: The reconstruction network: "reverse_distillation", "vit" (ViTAD), "dinomaly", or the path of a
+            class derived from anomalib_ccl.model.reconstruction.ReconstructionNetwork; the checkpoint's, or the first.
         reconstruction_args: Further arguments of that network, by name; the checkpoint's, else none.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
@@ -193,8 +195,7 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.given = given
-        self.model = model
+        self.given, self.model = given, model
         if pre_trained or backbone_weights is not None:
             self.model.network.load_when_needed(backbone_weights)
         check_image_size(self.input_size, self.model.network.stride)

@@ -259,7 +259,7 @@ class CCLModel(nn.Module):
 
     def _add_noise(self, projected: list[Tensor]) -> list[Tensor]:
         """Now and then disturb half of the positions with unit Gaussian noise, so that the bottleneck denoises."""
-        if torch.rand(()) >= self.noise_probability:
+        if self.noise_probability == 0 or torch.rand(()) >= self.noise_probability:
             return projected
         # In this order whatever that of the map, so that a seed stands for the same noise.
         layout = torch.contiguous_format

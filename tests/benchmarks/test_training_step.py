@@ -112,7 +112,6 @@ def make_step(name: str, classes: int, dtype: torch.dtype) -> tuple[nn.Module, C
         images, view = torch.randn(2, batch, 3, side, side, generator=generator, dtype=dtype)
         torch.manual_seed(2)  # for the same negatives
         if name == "straightforward":
-            torch.rand(())  # whether there is noise, which ours draws here
             return plain(images, view, drawn[:batch])
         ours._second_view = lambda _: view
         if name == "cached" and side not in opened:  # the step after this one finds the features

@@ -1,6 +1,7 @@
 """What CCL needs of a reconstruction network."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,9 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from anomalib_ccl.model.anomaly_map import anomaly_map
+from anomalib_ccl.model.reconstruction.frozen_backbone import FrozenBackbone
 from anomalib_ccl.model.reconstruction.loss import ReconstructionLoss
 from anomalib_ccl.model.reconstruction.recipe import Recipe
-from anomalib_ccl.model.reconstruction.teacher import Teacher
 
 
 class ReconstructionNetwork(nn.Module, ABC):
@@ -29,10 +30,10 @@ class ReconstructionNetwork(nn.Module, ABC):
         teacher: The frozen, pre-trained part, if the network has one.
     """
 
-    channels: list[int]
+    channels: Sequence[int]
     stride: int
     recipe: ClassVar[Recipe] = Recipe()
-    teacher: Teacher | None
+    teacher: FrozenBackbone | None
 
     def __init__(self) -> None:
         super().__init__()

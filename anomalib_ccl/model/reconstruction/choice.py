@@ -10,9 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
+from anomalib_ccl.model.reconstruction.dinomaly import Dinomaly
 from anomalib_ccl.model.reconstruction.reverse_distillation import ReverseDistillation
+from anomalib_ccl.model.reconstruction.vit import ViT
 
-NETWORKS: dict[str, type[ReconstructionNetwork]] = {"reverse_distillation": ReverseDistillation}
+NETWORKS: dict[str, type[ReconstructionNetwork]] = {
+    "reverse_distillation": ReverseDistillation,
+    "vit": ViT,
+    "dinomaly": Dinomaly,
+}
 
 
 def network_class(name: str) -> type[ReconstructionNetwork]:

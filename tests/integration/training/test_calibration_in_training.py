@@ -1,5 +1,6 @@
 """Calibration in anomalib's engine: when it happens, what it stores, and what predictions tell from then on."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,15 @@ def test_prediction_on_flat_images_names_the_product(
     assert named == {category: [category] for category in named}
 
 
-def test_prediction_of_noise_is_unknown(trained: tuple[CCL, Engine]) -> None:
+def test_prediction_of_an_image_beyond_the_border_is_unknown(trained: tuple[CCL, Engine]) -> None:
     model, _ = trained
-    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    prediction = model.eval().model.classify(model.pre_processor.transform(noise))
-    assert prediction.class_index.tolist() == [len(CATEGORIES)]
-    assert prediction.score.isfinite().all()
+    network = deepcopy(model.eval().model)
+    noise = model.pre_processor.transform(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    for border, unknown in ((0.0, True), (2.0, False)):
+        network.calibration.novelty_threshold.fill_(border)
+        prediction = network.classify(noise)
+        assert (prediction.class_index.item() == len(CATEGORIES)) is unknown
+        assert prediction.score.isfinite().all()
 
 
 def test_without_validation_the_model_is_calibrated_all_the_same(sample_root: Path, tmp_path: Path) -> None:

