@@ -29,8 +29,12 @@ TWO_PROCESSES = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 NETWORKS: dict[str, dict[str, Any]] = {
     "reverse_distillation": {"reconstruction": "reverse_distillation", "backbone": "mobilenetv3_small_100"},
     "vit": {"reconstruction": "vit", "backbone": "test_vit"},
-    "dinomaly": {"reconstruction": "dinomaly", "backbone": "vit_tiny_patch16_224"},
-    "own": {"reconstruction": "own_network.PixelAutoencoder", "reconstruction_args": {"width": 8}},
+    "dinomaly": {"reconstruction": "dinomaly", "backbone": "vit_tiny_patch16_224", "recipe": "recommended"},
+    "own": {
+        "reconstruction": "own_network.PixelAutoencoder",
+        "reconstruction_args": {"width": 8},
+        "recipe": "recommended",
+    },
 }
 COMMANDS: dict[str, list[str]] = {
     "vit": ["--model.class_labels=pseudo", "--model.n_pseudo_classes=2"],
