@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from anomalib_ccl.model.calibration import Calibrated, ClassCalibration
 from anomalib_ccl.model.projection import Projection, projection_layer
-from anomalib_ccl.model.reconstruction.choice import check_inputs, check_reconstructed, make_network
+from anomalib_ccl.model.reconstruction.choice import make_network
+from anomalib_ccl.model.reconstruction.shapes import check_encoded, check_reconstructed, check_scored
 from anomalib_ccl.model.refined_map import refined_map
 
 AnomalyMap = Literal["paper", "refined"]
@@ -153,7 +154,6 @@ class CCLModel(nn.Module):
             return InferenceBatch(anomaly_map=calibrated.anomaly_map, pred_score=calibrated.score)
         self._check_size(images)
         targets, all_inputs = self._encode(images, view, encoded)
-        check_inputs(self.network, all_inputs)
         inputs, view_inputs = _views(all_inputs, len(images))
         projected, view_projected = _views(self._project(all_inputs), len(images))
         projected = self._add_noise(projected)
@@ -206,6 +206,8 @@ class CCLModel(nn.Module):
         pooled = self.network.pool(embedding)
         map_of = self.network.anomaly_map if self.anomaly_map == "paper" else refined_map
         raw_map = map_of(targets, self.network.decode(embedding), (images.shape[-2], images.shape[-1]))
+        if not torch.compiler.is_compiling():  # an exporter would take the sizes for fixed
+            check_scored(self.network, images, pooled, raw_map)
         raw_map = self.calibration.unusual(pooled, raw_map)
         return Scored(pooled, raw_map, self.network.score(raw_map))
 
@@ -235,7 +237,9 @@ class CCLModel(nn.Module):
         """Give the targets of the images, and the inputs of the images followed by those of their second views."""
         if encoded is None:
             # Both views in one pass: a processor does a larger batch faster.
-            targets, inputs = self.network.encode(images if view is None else torch.cat([images, view]))
+            encoded = self.network.encode(images if view is None else torch.cat([images, view]))
+            check_encoded(self.network, encoded)
+            targets, inputs = encoded
             return [target[: len(images)] for target in targets], inputs
         targets, inputs = encoded
         if view is not None:

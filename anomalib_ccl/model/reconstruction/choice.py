@@ -1,13 +1,11 @@
-"""Which reconstruction network a name stands for, and whether a stranger's keeps to the interface."""
+"""Which reconstruction network a name stands for, and what it is made with."""
 
 import difflib
 import inspect
 import pydoc
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
 from anomalib_ccl.model.reconstruction.dinomaly import Dinomaly
@@ -160,50 +158,3 @@ def make_network(
         msg = f"reconstruction {name!r} lacks the attribute {missing[0]!r}"
         raise ValueError(msg)
     return network
-
-
-def check_inputs(network: ReconstructionNetwork, inputs: list[Tensor]) -> None:
-    """Refuse inputs that cannot be projected.
-
-    Args:
-        network: The network that made them.
-        inputs: The inputs that it gave of images.
-
-    Raises:
-        ValueError: If they do not begin with as many maps, of as many channels, as the network says.
-
-    Example:
-        >>> network = make_network("reverse_distillation", "resnet18", pre_trained=False)
-        >>> check_inputs(network, [])
-        Traceback (most recent call last):
-        ...
-        ValueError: ReverseDistillation has maps of 64, 128, 256 channels to project, but encode gave inputs of ...
-    """
-    channels = list(network.channels)
-    if [m.shape[1] for m in inputs[: len(channels)] if m.ndim == 4] != channels:
-        msg = (
-            f"{type(network).__name__} has maps of {_listed(channels)} channels to project, but encode gave inputs of "
-            f"shape {_listed(tuple(m.shape) for m in inputs)}"
-        )
-        raise ValueError(msg)
-
-
-def check_reconstructed(network: ReconstructionNetwork, targets: list[Tensor], reconstructed: list[Tensor]) -> None:
-    """Refuse reconstructed maps that are not in the shapes of the targets.
-
-    Args:
-        network: The network that made them.
-        targets: The targets that it gave of images.
-        reconstructed: What it reconstructed.
-
-    Raises:
-        ValueError: If there are more, or fewer, or others.
-    """
-    expected, actual = ([tuple(m.shape) for m in maps] for maps in (targets, reconstructed))
-    if actual != expected:
-        msg = f"{type(network).__name__} has targets of shape {_listed(expected)}, but decode gave {_listed(actual)}"
-        raise ValueError(msg)
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, values)) or "none"

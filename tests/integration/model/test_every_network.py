@@ -99,6 +99,24 @@ def test_training_has_both_losses_a_calibration_and_a_checkpoint_that_is_found_a
     assert resumed.loss.temperature == model.model.network.recipe.temperature
 
 
+class StopAtOnce(Callback):
+    """End the training after its first step."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(("told", "steps"), [({}, 5000), ({"max_steps": 3}, 3)])
+def test_dinomaly_trains_for_anomalibs_5000_steps_unless_told(
+    sample_root: Path, tmp_path: Path, told: dict[str, int], steps: int
+) -> None:
+    model = CCL(**NETWORKS["dinomaly"], pre_trained=False, image_size=SIZE, visualizer=False)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", callbacks=[StopAtOnce()], **told)
+    engine.fit(model, datamodule=data(sample_root))
+    assert (engine.trainer.max_epochs, engine.trainer.max_steps) == (-1, steps)
+    assert model.progress == 1 / steps
+
+
 @pytest.fixture(scope="module", params=COMMANDS)
 def trained(
     request: pytest.FixtureRequest, sample_root: Path, tmp_path_factory: pytest.TempPathFactory
@@ -122,7 +140,10 @@ def trained(
 @pytest.fixture(scope="module")
 def model(trained: tuple[str, Path, str]) -> CCL:
     """The model that the training left, as anybody finds it again."""
-    return CCL.load_from_checkpoint(next(trained[1].rglob("v0/**/model.ckpt")), visualizer=False).eval()
+    model = CCL.load_from_checkpoint(next(trained[1].rglob("v0/**/model.ckpt")), visualizer=False).eval()
+    # A normalised score is clamped, and one that is clamped to 1 would agree with anything.
+    model.post_processor.enable_normalization = False
+    return model
 
 
 @pytest.mark.slow
@@ -141,27 +162,37 @@ def assert_same(outputs: dict[str, np.ndarray], expected: Any, tolerance: float)
         np.testing.assert_allclose(outputs[name].squeeze(), wanted, rtol=tolerance, atol=tolerance * wanted.max())
 
 
+@pytest.fixture(scope="module")
+def onnx(model: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in ONNX, from which its exports to OpenVINO begin; the slow part, and here done once for all."""
+    path = model.to_onnx(tmp_path_factory.mktemp("onnx"))
+    model.to_onnx = lambda *args, **kwargs: path  # type: ignore[method-assign]
+    return path
+
+
+def openvino_outputs(path: Path, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+    compiled = openvino.Core().compile_model(path, "CPU", SINGLE_PRECISION)
+    values = compiled(pixels.numpy())
+    return {output.get_any_name(): values[output] for output in compiled.outputs}
+
+
 @pytest.mark.slow
-def test_exports_give_the_engines_answer(trained: tuple[str, Path, str], model: CCL, tmp_path: Path) -> None:
+def test_exports_give_the_engines_answer(model: CCL, onnx: Path, tmp_path: Path) -> None:
     pixels = torch.rand(1, 3, 80, 100, generator=torch.Generator().manual_seed(0))
-    # Not the post-processed model's score, which may be clamped to 1.
-    model.post_processor.enable_normalization = False
     with torch.no_grad():
         expected = model(pixels)
-    path = model.to_onnx(tmp_path)
-    session = onnxruntime.InferenceSession(path)
+    session = onnxruntime.InferenceSession(onnx)
     names = [output.name for output in session.get_outputs()]
     found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
     assert_same(dict(zip(names, found, strict=True)), expected, 1e-3)
-    half = model.to_openvino(tmp_path, compression_type=CompressionType.FP16)
-    for file, tolerance in ((path, 1e-3), (half, 0.02)):
-        compiled = openvino.Core().compile_model(file, "CPU", SINGLE_PRECISION)
-        values = compiled(pixels.numpy())
-        assert_same({output.get_any_name(): values[output] for output in compiled.outputs}, expected, tolerance)
+    for compression, tolerance in ((None, 1e-3), (CompressionType.FP16, 0.02)):
+        path = model.to_openvino(tmp_path / str(compression), compression_type=compression)
+        assert_same(openvino_outputs(path, pixels), expected, tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["vit"], indirect=True)
+@pytest.mark.usefixtures("onnx")
 def test_eight_bits_take_the_products_of_a_transformer_too(model: CCL, sample_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
     datamodule = MultiCategory(root=sample_root, categories=["brick", "retina"], num_workers=0)
@@ -169,12 +200,9 @@ def test_eight_bits_take_the_products_of_a_transformer_too(model: CCL, sample_ro
     weights = sum(parameter.numel() for parameter in model.model.parameters())
     assert path.with_suffix(".bin").stat().st_size < 2 * weights  # in single precision four bytes each
     pixels = torch.stack([item.image for item in datamodule.test_data])
-    model.post_processor.enable_normalization = False
-    compiled = openvino.Core().compile_model(path, "CPU", SINGLE_PRECISION)
-    values = compiled(pixels.numpy())
-    found = {output.get_any_name(): values[output] for output in compiled.outputs}
     with torch.no_grad():
-        np.testing.assert_allclose(found["pred_score"], model(pixels).pred_score.numpy(), rtol=0.1)
+        expected = model(pixels).pred_score.numpy()
+    np.testing.assert_allclose(openvino_outputs(path, pixels)["pred_score"], expected, rtol=0.1)
 
 
 @pytest.mark.slow
@@ -186,7 +214,6 @@ def test_a_strangers_network_is_trained_calibrated_and_exported(sample_root: Pat
     assert result.returncode == 0, result.stderr
     assert "Test results per category" in result.stdout
     exported = Path(result.stdout.split()[-1])
-    compiled = openvino.Core().compile_model(exported, "CPU", SINGLE_PRECISION)
-    scores = compiled(np.random.default_rng(0).random((1, 3, 64, 64), np.float32))
-    assert all(np.isfinite(values).all() for values in scores.values())
+    outputs = openvino_outputs(exported, torch.rand(1, 3, 64, 64))
+    assert all(np.isfinite(values).all() for values in outputs.values())
     assert openvino.Core().read_model(exported).has_rt_info(["framework", "class_names"])

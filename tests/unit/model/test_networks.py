@@ -39,6 +39,21 @@ class OtherInput(Pixels):
     channels = (4,)
 
 
+class OneList(Pixels):
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [images, images]
+
+
+class OtherMap(Pixels):
+    def anomaly_map(self, targets: list[Tensor], reconstructed: list[Tensor], size: tuple[int, int]) -> Tensor:
+        return (targets[0] - reconstructed[0]).square().mean(dim=1)
+
+
+class NoPool(Pixels):
+    def pool(self, embedding: Tensor) -> Tensor:
+        return embedding
+
+
 class NoStride(Pixels):
     stride = property()
 
@@ -115,6 +130,16 @@ def test_maps_of_the_wrong_shape_are_refused_with_both_shapes() -> None:
         model("OtherShape").train()(images)
     with pytest.raises(ValueError, match=r"OtherInput has maps of 4 channels to project, .* shape \(2, 3, 32, 32\)"):
         model("OtherInput").train()(images)
+
+
+def test_other_things_than_the_interface_says_are_refused_in_one_sentence() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"of OneList must give two lists of maps, .* but gave: Tensor, Tensor"):
+        model("OneList").train()(images)
+    with pytest.raises(ValueError, match=r"of OtherMap gave \(2, 32, 32\), not \(2, 1, 32, 32\)"):
+        model("OtherMap").eval()(images)
+    with pytest.raises(ValueError, match=r"of NoPool gave \(2, 8, 8, 8\), not one vector for each of 2 images"):
+        model("NoPool").eval()(images)
 
 
 def test_a_network_without_a_backbone_has_no_default_one() -> None:
