@@ -91,6 +91,8 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
             second epoch on the teacher runs on the second views only. On one processor core, forward and backward
             passes of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for
             each image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) 2 to 4 % less, at 7 MiB.
+        class_output: Whether ONNX and OpenVINO exports have the outputs ``class_index`` and ``raw_score`` too.
+        product_input: Whether they have the input ``product``, the class by whose limit to score; -1: that recognised.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate
@@ -132,6 +134,8 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         calibrate: bool | None = None,
         false_alarm_rate: float | None = None,
         feature_cache: str | Path | None = None,
+        class_output: bool = False,
+        product_input: bool = False,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -161,7 +165,7 @@ class CCL(Recipe, Checkpoints, ClassExport, AnomalibModule):
         self.torch_compile = torch_compile
         self._compiled: Any = None
         self.classes = TrainingClasses(class_labels, n_pseudo_classes)
-        self.calibrate = calibrate
+        self.calibrate, self.class_output, self.product_input = calibrate, class_output, product_input
         self.feature_cache = None if feature_cache is None else FeatureCache(feature_cache)
         rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
         self.model = CCLModel(backbone, False, None, projection, noise_probability, **rate)
