@@ -170,12 +170,16 @@ def _write_openvino(path: Path, target: Path, metadata: dict[str, str], tables: 
     nodes = {node.friendly_name: node for node in model.get_ordered_ops() if node.friendly_name in tables}
     _check_found(path, set(nodes))
     for name, node in nodes.items():
-        (taker,) = node.output(0).get_target_inputs()
-        # In half precision and in 8 bits, what makes floats of the constant lies between.
-        while taker.get_node().get_type_name() != "Gather":
-            (taker,) = taker.get_node().output(0).get_target_inputs()
+        constant = operations.constant(tables[name], name=name)
         node.set_friendly_name(f"{name}_before")
-        taker.replace_source_output(operations.constant(tables[name], name=name).output(0))
+        # In half precision and in 8 bits, what makes floats of the constant lies between.
+        takers = list(node.output(0).get_target_inputs())
+        while takers:
+            taker = takers.pop()
+            if taker.get_node().get_type_name() == "Gather":
+                taker.replace_source_output(constant.output(0))
+            else:
+                takers.extend(taker.get_node().output(0).get_target_inputs())
     for key, value in metadata.items():
         model.set_rt_info(value, [_PLACE, key])
     openvino.save_model(model, target, compress_to_fp16=False)
