@@ -2,6 +2,8 @@
 
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,22 +29,47 @@ def blocks(page: str) -> Iterator[str]:
             yield "\n".join(line[4:] for line in block.strip("\n").splitlines())
 
 
-def type_in(folder: Path, block: str) -> str:
-    """Run a block as the shell or as Python and return what it printed."""
-    if block.startswith("from "):
-        command = [sys.executable, "-W", "ignore", "-c", block]
-    else:
-        command = ["bash", "-euc", block]
-    # The programs of this environment, and "python" even where it has another name.
-    (folder / "bin").mkdir(exist_ok=True)
-    if not (folder / "bin/python").exists():
+class Terminal:
+    """Runs what is typed: each program in a process of its own, but ours, from the second time on, in this one."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        self.patch, self.capsys = monkeypatch, capsys
+        self.seen: set[str] = set()
+        # The programs of this environment, and "python" even where it has another name.
+        (folder / "bin").mkdir(exist_ok=True)
         (folder / "bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         (folder / "bin/python").chmod(0o755)
-    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "RUN": str(RUN), "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, block + result.stdout + result.stderr
-    return result.stdout
+        path = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        monkeypatch.setenv("PATH", os.pathsep.join(path))
+        monkeypatch.setenv("RUN", str(RUN))
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        monkeypatch.chdir(folder)
+
+    def type(self, block: str) -> str:
+        """Type a block and return what it printed."""
+        output = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(os.path.expandvars(line))
+            if words[:2] == ["python", "-m"] and words[2] in self.seen:
+                self.patch.setattr(sys, "argv", words[2:])
+                runpy.run_module(words[2], run_name="__main__")
+                output += self.capsys.readouterr().out
+                continue
+            self.seen.add(words[2])
+            result = subprocess.run(["bash", "-euc", line], capture_output=True, text=True, check=False)
+            assert result.returncode == 0, line + result.stdout + result.stderr
+            output += result.stdout
+        return output
+
+    def run(self, block: str) -> str:
+        """Run a block of Python and return what it printed."""
+        exec(block, {})
+        return self.capsys.readouterr().out
+
+
+@pytest.fixture
+def terminal(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Terminal:
+    return Terminal(folder, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -65,32 +92,32 @@ def folder(trained: Path, new_root: Path, sample_root: Path, tmp_path_factory: p
     return folder
 
 
-def test_products_come_and_go_as_the_page_says(folder: Path) -> None:
+def test_products_come_and_go_as_the_page_says(folder: Path, terminal: Terminal) -> None:
     add, fit, relight, forget, in_python = blocks("adding-products.md")
-    output = type_in(folder, add)
+    output = terminal.type(add)
     assert re.search(r"tissue +6 ", output)
     assert output.strip().endswith(f"Written: {RUN}/added.ckpt")
-    type_in(folder, fit)
+    terminal.type(fit)
     (further,) = (folder / "further").rglob("model.ckpt")
     assert read_limits(further).class_names == ["brick", "grass", "gravel_fine", "retina", "tissue"]
-    type_in(folder, relight)
-    type_in(folder, forget)
+    assert re.search(r"retina +6 ", terminal.type(relight))
+    terminal.type(forget)
     assert read_limits(folder / RUN / "without.ckpt").class_names == ["grass", "retina", "gravel_fine", "tissue"]
-    assert "gravel_fine" in type_in(folder, in_python)
+    assert "gravel_fine" in terminal.run(in_python)
     assert read_limits(folder / "model-3.ckpt").class_names == ["grass", "retina", "gravel_fine", "tissue"]
 
 
-def test_limits_are_set_and_a_program_scores_by_them_as_the_page_says(folder: Path) -> None:
+def test_limits_are_set_and_a_program_scores_by_them_as_the_page_says(folder: Path, terminal: Terminal) -> None:
     limits, in_python, program, inferencer = blocks("at-the-line.md")
-    output = type_in(folder, limits)
+    output = terminal.type(limits)
     assert re.search(r"retina +\d\.\d{4}", output)
     assert '"false_alarm_rate": 0.01' in output
     assert read_limits(folder / MODEL).false_alarm_rate == 0.01
-    assert type_in(folder, in_python).endswith("1.0\n")
+    assert terminal.run(in_python).endswith("1.0\n")
 
     if not (shutil.which("cmake") and shutil.which("c++")):
         pytest.skip("needs CMake and a C++ compiler")
-    recognised, said = type_in(folder, program).splitlines()[-2:]
+    recognised, said = terminal.type(program).splitlines()[-2:]
     ours = CCLInferencer(folder / MODEL, device="CPU")
     image = Image.open(folder / "image.png").convert("RGB")
     for line, product in ((recognised, None), (said, "retina")):
@@ -101,7 +128,7 @@ def test_limits_are_set_and_a_program_scores_by_them_as_the_page_says(folder: Pa
         assert verdict == ("anomalous" if prediction.pred_label.item() else "normal")
     for file in (folder / MODEL).parent.iterdir():
         shutil.copy(file, folder)
-    assert type_in(folder, inferencer).splitlines()[-1].startswith(str([recognised.partition(",")[0]]))
+    assert terminal.run(inferencer).startswith(str([recognised.partition(",")[0]]))
 
 
 def test_the_program_says_what_it_misses(folder: Path) -> None:
