@@ -124,7 +124,7 @@ def main() -> None:
     )
     parser.add_argument("file", type=Path, help="checkpoint, or exported .onnx or .xml file")
     parser.add_argument(
-        "--false_alarm_rate", type=float | None, help="share of normal images that may be called anomalous, in (0, 0.5]"
+        "--false_alarm_rate", type=float, help="share of normal images that may be called anomalous, in (0, 0.5]"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     run(parser, lambda given: _show(given.file, given.false_alarm_rate, given.json))

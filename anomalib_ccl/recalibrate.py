@@ -232,8 +232,8 @@ def main() -> None:
         AnomalibDataModule, "data", required=False, help="MultiCategory, or a YAML file as for `anomalib train --data`"
     )
     parser.add_argument("--add", action="store_true", help="the products of --data are new ones")
-    parser.add_argument("--remove", type=str | None, metavar="NAME", help="forget a product")
-    parser.add_argument("--output", type=Path | None, help="the new checkpoint; <name>-recalibrated.ckpt if not given")
+    parser.add_argument("--remove", metavar="NAME", help="forget a product")
+    parser.add_argument("--output", type=Path, help="the new checkpoint; <name>-recalibrated.ckpt if not given")
     run(parser, lambda given: _report(recalibrate(given.ckpt_path, given.data, given.add, given.remove, given.output)))
 
 

@@ -25,8 +25,12 @@ def run(
         BaseException: What the command raised; a user sees the message alone where the input is to blame.
     """
     explain_bad_input()
-    arguments = parser.parse_args()
     log = run_log.held()
+    try:
+        arguments = parser.parse_args()
+    except SystemExit:
+        log.drop()  # the parser has told the user what is wrong, or helped
+        raise
     log.keep()
     try:
         command(parser.instantiate_classes(arguments))
