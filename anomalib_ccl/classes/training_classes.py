@@ -25,7 +25,7 @@ class TrainingClasses:
         n_pseudo_classes: Number of classes where they must be found by clustering, or ``"auto"``.
 
     Attributes:
-        names: The names of the classes, sorted; empty before :meth:`find`.
+        names: The names of the classes, sorted by a training, in the order of their indices; empty before :meth:`find`.
         index_of_image: The class of each training image, as an index into the names, by its path.
         pseudo_labels: The name of the class of each training image, by its path, if classes were found by clustering.
 
@@ -74,7 +74,7 @@ class TrainingClasses:
             Whether there are other names now; False where classes are still to be found by clustering.
         """
         name_of_image = self._known(trainer, trainer.fit_loop._data_source.dataloader())
-        return name_of_image is not None and bool(self.names) and self.names != sorted(set(name_of_image.values()))
+        return name_of_image is not None and bool(self.names) and {*self.names} != {*name_of_image.values()}
 
     def _known(self, trainer: Trainer, loader: Any) -> dict[str, str] | None:  # noqa: ANN401
         category = getattr(trainer.datamodule, "category", "")  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ class TrainingClasses:
 
 
 def _warn_about_changes(before: list[str], now: list[str]) -> None:
-    if before and before != now:
+    if before and {*before} != {*now}:
         changes = {"added": sorted({*now} - {*before}), "gone": sorted({*before} - {*now})}
         logger.warning(
             "The training goes on from earlier weights with other products (%s). Classes, prototypes and limits are "

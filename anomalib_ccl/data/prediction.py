@@ -24,7 +24,7 @@ from anomalib_ccl.data.reading import is_deep, read_image
 from anomalib_ccl.data.samples import collate_of, datasets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -173,13 +173,22 @@ def _loaders(trainer: Trainer) -> list[Any]:
     return [loader for loader in flat if hasattr(loader, "dataset")]
 
 
+def read_alike(datasets: Iterable[Any], ranges: PixelRanges | None) -> None:
+    """Have images read as those that a model was trained on.
+
+    Args:
+        datasets: Data sets, whatever a user has wrapped around them; those that others read stay as they are.
+        ranges: Black and white of the images of the training; None changes nothing.
+    """
+    for dataset in [own for one in datasets for own in datasets_of(one)]:
+        if ranges is not None and isinstance(dataset, MultiCategoryDataset | FolderImages):
+            dataset.ranges = ranges
+
+
 def _read_alike(trainer: Trainer, model: Any) -> None:  # noqa: ANN401
     """Have the images of a run read as those of the training, unless it is a training."""
-    ranges = getattr(model, "pixel_ranges", None)
-    if ranges is None or trainer.state.fn == TrainerFn.FITTING:
+    if trainer.state.fn == TrainerFn.FITTING:
         return
     subsets = [getattr(trainer.datamodule, f"{name}_data", None) for name in ("val", "test")]  # type: ignore[attr-defined]
-    datasets = [data for loader in _loaders(trainer) for data in datasets_of(loader.dataset)]
-    for dataset in [*subsets, *datasets]:
-        if isinstance(dataset, MultiCategoryDataset | FolderImages):
-            dataset.ranges = ranges
+    loaded = [loader.dataset for loader in _loaders(trainer)]
+    read_alike([*subsets, *loaded], getattr(model, "pixel_ranges", None))

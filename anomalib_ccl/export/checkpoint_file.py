@@ -1,6 +1,7 @@
 """Checkpoint files, and what is said of those that cannot be read."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -57,3 +58,16 @@ class CheckpointFiles(AnomalibCheckpointIO):
             msg = f"{path} is not the checkpoint of a training; give one that `anomalib train` wrote"
             raise ValueError(msg)
         return checkpoint
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint that takes its place when it is whole.
+
+    Args:
+        checkpoint: What to save.
+        path: Path to the file, replaced if it is there.
+    """
+    with TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        torch.save(checkpoint, written)
+        written.replace(path)

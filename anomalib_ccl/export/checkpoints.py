@@ -58,7 +58,8 @@ class Checkpoints(Base):
             msg = f"false_alarm_rate={rate} needs calibrate=True, which finds the limit of each class"
             raise ValueError(msg)
         others = {name: arguments[name] for name in ("false_alarm_rate", "temperature", *Options._fields)}
-        return {**plain(arguments), **{n: v for n, v in others.items() if v is not None}, **components}
+        exported = {name: True for name in ("class_output", "product_input") if arguments[name]}
+        return {**plain(arguments), **{n: v for n, v in others.items() if v is not None}, **components, **exported}
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]  # noqa: ANN401
@@ -81,7 +82,7 @@ class Checkpoints(Base):
         checkpoint = CheckpointFiles(cls.checkpoint_safe_globals()).load_checkpoint(
             checkpoint_path, weights_only=kwargs.get("weights_only", True)
         )
-        _check_model(checkpoint, checkpoint_path)
+        check_model(checkpoint, checkpoint_path)
         kwargs = {**_given_to_export(), **kwargs}
         kwargs = {name: value for name, value in kwargs.items() if name not in ARCHITECTURE or value is not None}
         # Here, because Lightning puts them in the place of what the checkpoint holds.
@@ -136,7 +137,7 @@ class Checkpoints(Base):
             return
         trainer = self._trainer
         source = str(trainer.ckpt_path) if trainer is not None and trainer.ckpt_path else "the checkpoint"
-        _check_model(checkpoint, source)
+        check_model(checkpoint, source)
         saved = checkpoint.setdefault("hyper_parameters", {})
         refuse_contradictions(self.given, saved, source)
         trained = architecture_of(saved)
@@ -173,7 +174,16 @@ class Checkpoints(Base):
             self.pre_processor.load_checkpoint_config(default.checkpoint_config())  # type: ignore[operator]
 
 
-def _check_model(checkpoint: dict[str, Any], source: str | Path) -> None:
+def check_model(checkpoint: dict[str, Any], source: str | Path) -> None:
+    """Refuse the checkpoint of another model.
+
+    Args:
+        checkpoint: What was saved.
+        source: What the checkpoint is called in the message.
+
+    Raises:
+        ValueError: If it is one.
+    """
     if not any(name.startswith("model.network.") for name in checkpoint["state_dict"]):
         msg = f"{source} is the checkpoint of another model than CCL; load it with the model that it was trained with"
         raise ValueError(msg)

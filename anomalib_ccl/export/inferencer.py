@@ -1,6 +1,5 @@
 """Exported models that tell the product in an image."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,8 @@ from numpy.typing import NDArray
 
 from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.export.frames import Frame, to_batch
+from anomalib_ccl.export.limits_file import CLASS_INDEX, CLASS_NAMES, PIXEL_RANGES, PRODUCT, RAW_SCORE, metadata_of
 from anomalib_ccl.export.model_file import read_model
-
-# What an exported file has: a tensor of this name inside its graph, and metadata under these keys.
-CLASS_INDEX = "class_index"
-CLASS_NAMES = "class_names"
-PIXEL_RANGES = "pixel_ranges"
 
 
 class CCLInferencer(OpenVINOInferencer):
@@ -76,7 +71,7 @@ class CCLInferencer(OpenVINOInferencer):
         import openvino  # noqa: PLC0415  # as anomalib does
 
         model = read_model(path)
-        names, ranges = _metadata(model, CLASS_NAMES), _metadata(model, PIXEL_RANGES)
+        names, ranges = metadata_of(model, CLASS_NAMES), metadata_of(model, PIXEL_RANGES)
         if names is None:
             msg = (
                 f"{path} cannot tell products: it is not the export of a CCL model trained with calibrate=True. "
@@ -85,9 +80,12 @@ class CCLInferencer(OpenVINOInferencer):
             raise ValueError(msg)
         self.class_names = names
         self._ranges = ranges and PixelRanges(**{kind: values and tuple(values) for kind, values in ranges.items()})
+        if PRODUCT not in {name for given in model.inputs for name in given.names}:
+            _add_product(model)
         if self.image_size is not None:
             _fix_size(model, path, self.image_size)
-        model.add_outputs(CLASS_INDEX)
+        if CLASS_INDEX not in {name for output in model.outputs for name in output.names}:
+            model.add_outputs(CLASS_INDEX)
         # In a model compiled for one size, they may have names of other tensors besides.
         self._fields = [output.any_name for output in model.outputs]
         core = openvino.Core()
@@ -122,12 +120,14 @@ class CCLInferencer(OpenVINOInferencer):
             raise ValueError(msg)
         return images
 
-    def predict(self, image: Frame) -> NumpyImageBatch:
+    def predict(self, image: Frame, product: str | None = None) -> NumpyImageBatch:
         """Score an image, or an array of several, and tell the product of each.
 
         Args:
             image: The path of an image file, a PIL image, or an array or tensor: grey, RGB or RGBA, of 8 or 16 bits, or
                 floats from 0 to 1; :func:`~anomalib_ccl.export.frames.to_batch` has the shapes and the rules.
+            product: The name of the product, where the line knows it: the image is scored by its limit, whatever the
+                model would recognise.
 
         Returns:
             The predictions: ``pred_score``, ``pred_label``, ``anomaly_map``, ``pred_mask``, and the class names as
@@ -135,11 +135,16 @@ class CCLInferencer(OpenVINOInferencer):
 
         Raises:
             TypeError: If it is no image.
-            ValueError: If it has another shape, type or range than images have, or another size than the model takes.
+            ValueError: If it has another shape, type or range than images have, or another size than the model takes,
+                or if the model does not know the product.
             OSError: If a file cannot be read.
         """
+        if product is not None and product not in self.class_names:
+            msg = f"the model does not know the product {product!r}; it knows {', '.join(self.class_names)}"
+            raise ValueError(msg)
         images = self.pre_process(image)
-        predictions = self.model({self.input_blob.any_name: images})
+        index = -1 if product is None else self.class_names.index(product)
+        predictions = self.model({self.input_blob.any_name: images, PRODUCT: np.array([index])})
         return NumpyImageBatch(image=images, **self.post_process(predictions))
 
     def post_process(self, predictions: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401
@@ -155,14 +160,26 @@ class CCLInferencer(OpenVINOInferencer):
         fields = dict(zip(self._fields, predictions.to_tuple(), strict=True))
         names = [*self.class_names, "unknown"]
         fields["explanation"] = [names[index] for index in fields.pop(CLASS_INDEX)]
+        fields.pop(RAW_SCORE, None)
         return fields
 
 
-def _metadata(model: Any, key: str) -> Any:  # noqa: ANN401
-    """What an exported model says of itself; None if it does not."""
-    # Where OpenVINO has the metadata of an ONNX file, and keeps it in every precision.
-    place = ["framework", key]
-    return json.loads(model.get_rt_info(place).value) if model.has_rt_info(place) else None
+def _add_product(model: Any) -> None:  # noqa: ANN401
+    """Have an input take the place of the recognised class where it is not below 0, and make the class an output."""
+    from openvino import opset13 as operations  # noqa: PLC0415  # as anomalib does
+
+    (recognised,) = (o for node in model.get_ops() for o in node.outputs() if CLASS_INDEX in o.get_names())
+    takers = recognised.get_target_inputs()
+    number = recognised.get_element_type()
+    product = operations.parameter([-1], number, name=PRODUCT)
+    product.output(0).set_names({PRODUCT})
+    unknown = operations.less(product, operations.constant(0, number))
+    chosen = operations.select(unknown, recognised, product).output(0)
+    for taker in takers:
+        taker.replace_source_output(chosen)
+    recognised.set_names(set())
+    chosen.set_names({CLASS_INDEX})
+    model.add_parameters([product])
 
 
 def _fix_size(model: Any, path: str | Path, image_size: tuple[int, int]) -> None:  # noqa: ANN401
@@ -179,4 +196,4 @@ def _fix_size(model: Any, path: str | Path, image_size: tuple[int, int]) -> None
             "export it without input_size, which makes it take images of any size"
         )
         raise ValueError(msg)
-    model.reshape([1, 3, *image_size])
+    model.reshape({model.input(0): [1, 3, *image_size], model.input(PRODUCT): [1]})

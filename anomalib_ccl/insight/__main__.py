@@ -15,8 +15,7 @@ from anomalib_ccl.insight import (
     score_picture,
 )
 from anomalib_ccl.model import CCL
-from anomalib_ccl.plugin import run_log
-from anomalib_ccl.plugin.excepthook import explain_bad_input
+from anomalib_ccl.plugin.own_commands import run
 
 
 def main() -> None:
@@ -32,17 +31,7 @@ def main() -> None:
         AnomalibDataModule, "data", required=True, help="MultiCategory, or a YAML file as for `anomalib train --data`"
     )
     parser.add_argument("--output", type=Path, default=Path("results/insight"), help="folder to write into")
-    explain_bad_input()
-    arguments = parser.parse_args()
-    log = run_log.held()
-    log.keep()
-    try:
-        arguments = parser.instantiate_classes(arguments)
-        make_insight(arguments.ckpt_path, arguments.data, arguments.output)
-    except BaseException as error:
-        log.finish(arguments.output, error)
-        raise
-    log.finish(arguments.output)
+    run(parser, lambda given: make_insight(given.ckpt_path, given.data, given.output), lambda given: given.output)
 
 
 def make_insight(ckpt_path: Path, datamodule: AnomalibDataModule, output: Path) -> None:

@@ -1,8 +1,8 @@
 """One pass of a calibrated model over its normal training images, and one over the test images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,12 @@ import torch
 from anomalib.data import AnomalibDataModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from anomalib_ccl.insight.figures import LIMIT_RATES, UNKNOWN, at_rate
 from anomalib_ccl.metrics.pixel import refuse_nan
 from anomalib_ccl.model import CCL
 from anomalib_ccl.model.calibration import ClassCalibration
-from anomalib_ccl.training.training_pass import plain_loader
+from anomalib_ccl.training.scoring import raw_scores
 from anomalib_ccl.training.views import calibration_view
 
 
@@ -80,10 +78,10 @@ def collect_scores(model: CCL, datamodule: AnomalibDataModule) -> Scores:
 
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     passes = [
-        _score(model, train, "Training images", calibration_view()),
-        _score(model, test, "Test images", lambda images: images),
+        raw_scores(model, train, "Training images", calibration_view()),
+        raw_scores(model, test, "Test images"),
     ]
-    embedding, score = (torch.cat(parts) for parts in zip(*passes, strict=True))
+    embedding, score, _ = (torch.cat(parts) for parts in zip(*passes, strict=True))
     refuse_nan(score, "image scores")
     threshold = float(getattr(model.post_processor, "image_threshold", float("nan")))
     pseudo = bool(model.classes.pseudo_labels)
@@ -185,15 +183,3 @@ def categories_of_pseudo_classes(names: Sequence[str], categories: np.ndarray, c
     votes = pd.crosstab(categories, class_index).reindex(columns=range(unknown + 1), fill_value=0)
     known = votes[votes[unknown] <= votes.sum(axis=1) / 2]
     return [str(known[k].idxmax()) if known[k].any() else name for k, name in enumerate(names)]
-
-
-def _score(model: CCL, loader: DataLoader, description: str, view: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Give the embedding and the raw score of a view of each image, in the order of the data set."""
-    transform: Any = getattr(model.pre_processor, "transform", None)
-    embeddings, scores = [], []
-    for batch in tqdm(plain_loader(loader, model.pre_processor), description):
-        images = batch.image.to(model.device)
-        raw = model.model.score(view(transform(images) if transform else images))
-        embeddings.append(raw.embedding.float().cpu())
-        scores.append(raw.score.float().cpu())
-    return torch.cat(embeddings), torch.cat(scores)

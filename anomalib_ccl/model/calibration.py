@@ -1,24 +1,25 @@
 """Class prototypes, and scores that one threshold fits, whatever the product."""
 
-from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# The share of a normal distribution below its mean plus one standard deviation.
-_ONE_SIGMA = NormalDist().cdf(1)
+from anomalib_ccl.model.statistics import (
+    check_rate,
+    counts_of,
+    limits_at,
+    location_and_scale,
+    novelty_threshold_of,
+    of_each_class,
+    prototypes_of,
+)
+from anomalib_ccl.model.usual import above_lowest, in_blocks, without_usual
+
 # A class of this many images gives its own spread half of the weight. With 1, 5 and 20 images of a class of realad,
 # its limit was off by 11, 8 and 5.5 % (27, 11 and 6 % without shrinkage); 2 or 10 are as good.
 _SHRINKAGE = 5
-# Measured with the five products of realad known: at 3, 4 and 5, of images of the sample data 96, 83 and 68 % are
-# called unknown; of good images of the known products 1.6, 0 and 0 %, of their defective images 11, 4 and 0 %.
-_NOVELTY_SIGMAS = 4.0
-# Identical training images all lie on their prototype; an angle of 8° is no other product even then.
-_MIN_NOVELTY_DISTANCE = 0.01
-# Pixels that share what is usual there; 4 KiB for each class at 256 pixels. Full maps were no better.
-_BLOCK = 8
 _TINY = 1e-6
 
 
@@ -71,7 +72,8 @@ class ClassCalibration(nn.Module):
         scale: Spread of the score of each class, of shape ``(K,)``.
         global_location: Median score of all images, a scalar.
         global_scale: Spread of the score of all images, a scalar.
-        novelty_threshold: Cosine distance to the nearest prototype above which a product is unknown, a scalar.
+        novelty_threshold: Cosine distance to the nearest prototype above which a product is unknown, a scalar; of shape
+            ``(K,)`` once classes were added.
         usual: What is usual in the map of each class, of shape ``(K, 1, H / 8, W / 8)``, at least 0; K = 0 where that
             was not learnt.
 
@@ -99,9 +101,7 @@ class ClassCalibration(nn.Module):
 
     def __init__(self, false_alarm_rate: float = 0.05, subtract_usual: bool = False) -> None:
         super().__init__()
-        if not 0 < false_alarm_rate <= 0.5:
-            msg = f"false_alarm_rate must lie in (0, 0.5], got {false_alarm_rate}"
-            raise ValueError(msg)
+        check_rate(false_alarm_rate)
         self.false_alarm_rate = false_alarm_rate
         self.subtract_usual = subtract_usual
         for name, value in _not_calibrated().items():
@@ -132,67 +132,108 @@ class ClassCalibration(nn.Module):
         Raises:
             ValueError: If there is no image, or a class between 0 and the highest label has none.
         """
-        counts = torch.bincount(labels)
-        if len(counts) == 0 or not counts.all():
-            missing = (counts == 0).nonzero().flatten().tolist()
-            msg = f"calibration needs at least one image of each class, but has {len(labels)} images and none of "
-            msg += f"class {', '.join(map(str, missing))}" if missing else "any class"
-            raise ValueError(msg)
-
+        counts = counts_of(labels)
         # Lightning validates in inference mode, and its tensors could neither be loaded into nor trained on later.
         with torch.inference_mode(mode=False), torch.no_grad():
             unit = F.normalize(embeddings.float(), dim=1)
-            classes = range(len(counts))
-            self.prototypes = F.normalize(torch.stack([unit[labels == c].mean(0) for c in classes]), dim=1)
-
+            self.prototypes = prototypes_of(unit, labels)
             scores = scores.float()
-            self.global_location, self.global_scale = _location_and_scale(scores)
-            own = [_location_and_scale(scores[labels == c]) for c in classes]
-            location, scale = (torch.stack(statistic) for statistic in zip(*own, strict=True))
-            _, within = _location_and_scale(scores - location[labels])
+            self.global_location, self.global_scale = location_and_scale(scores)
+            location, scale = of_each_class(scores, labels)
+            _, within = location_and_scale(scores - location[labels])
             self.scale = torch.lerp(within, scale, counts / (counts + _SHRINKAGE))
             # How far a class may be drawn depends on how much classes differ: the empirical Bayes weight.
             between = counts * (location[labels] - self.global_location).square().mean()
             weight = between / (between + within.square()).clamp(min=_TINY)
             self.location = torch.lerp(self.global_location, location, weight)
 
-            # Distances are positive and skewed, so their logarithms are what a location and a scale describe.
-            distances = 1 - (unit * self.prototypes[labels]).sum(1)
-            median, spread = _location_and_scale(distances.clamp(min=_MIN_NOVELTY_DISTANCE**2).log())
-            self.novelty_threshold = (median + _NOVELTY_SIGMAS * spread).exp().clamp(min=_MIN_NOVELTY_DISTANCE)
+            self.novelty_threshold = novelty_threshold_of(unit, self.prototypes[labels])
 
-    @staticmethod
-    def in_blocks(anomaly_map: Tensor) -> Tensor:
-        """Average maps of shape ``(B, 1, H, W)`` over blocks of 8 × 8 pixels."""
-        return F.avg_pool2d(anomaly_map, _BLOCK)
+    def add(self, embeddings: Tensor, scores: Tensor, labels: Tensor, maps: Tensor | None = None) -> None:
+        """Add classes behind those known, whose prototypes, limits and novelty threshold stay to the bit.
+
+        What :meth:`fit` knows of all images, a calibrated state does not hold. In its place:
+
+        - The statistics of all images, for unknown products, remain those of the images of :meth:`fit`: a new class
+          changes no score but those of images that its prototype is the nearest to.
+        - The spread within all classes, towards which that of a class of few images shrinks, is the median of the
+          spreads of the known classes; how much classes differ is seen from the known and the new ones, all alike.
+        - The new classes have a novelty threshold of their own, by their own distances, because nothing has trained
+          the network to keep their images together; it is never below that of the known ones.
+
+        Args:
+            embeddings: Embeddings of N normal images, of shape ``(N, D)``.
+            scores: Their raw scores, of shape ``(N,)``, at least 0.
+            labels: Their classes, of shape ``(N,)``, integers from 0; class 0 gets index K, and so on.
+            maps: The mean map of each new class, as :meth:`learn_usual` takes them, where that was called.
+
+        Raises:
+            ValueError: If nothing is calibrated, there is no image, or a class below the highest label has none.
+        """
+        known = self._known()
+        counts = counts_of(labels)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            unit, scores = F.normalize(embeddings.float(), dim=1), scores.float()
+            prototypes = prototypes_of(unit, labels)
+            location, scale = of_each_class(scores, labels)
+            within = self.scale.median()
+            scale = torch.lerp(within, scale, counts / (counts + _SHRINKAGE))
+            differences = torch.cat([self.location, location]) - self.global_location
+            between = counts * differences.square().mean()
+            weight = between / (between + within.square()).clamp(min=_TINY)
+
+            threshold = self.novelty_threshold.expand(known)
+            own = novelty_threshold_of(unit, prototypes[labels]).maximum(threshold.max())
+            self.novelty_threshold = torch.cat([threshold, own.expand(len(counts))])
+            self.prototypes = torch.cat([self.prototypes, prototypes])
+            self.location = torch.cat([self.location, torch.lerp(self.global_location, location, weight)])
+            self.scale = torch.cat([self.scale, scale])
+            if maps is not None:
+                self.usual = torch.cat([self.usual, above_lowest(maps)])
+
+    def remove(self, index: int) -> None:
+        """Forget a class; all else stays as it is, the statistics of all images included.
+
+        Args:
+            index: Its index, from 0 to K - 1. Those above it move down by one.
+
+        Raises:
+            ValueError: If nothing is calibrated, or it is the last class.
+        """
+        if self._known() == 1:
+            msg = "the last class cannot be removed: a model must know one product; add another one first"
+            raise ValueError(msg)
+        kept = torch.arange(len(self.prototypes), device=self.prototypes.device) != index
+        self.prototypes, self.location, self.scale = self.prototypes[kept], self.location[kept], self.scale[kept]
+        if self.novelty_threshold.ndim:
+            self.novelty_threshold = self.novelty_threshold[kept]
+        if len(self.usual):
+            self.usual = self.usual[kept]
+
+    def _known(self) -> int:
+        if not self.is_calibrated:
+            msg = "nothing is calibrated, so no class can be added or removed; fit the calibration first"
+            raise ValueError(msg)
+        return len(self.prototypes)
+
+    in_blocks = staticmethod(in_blocks)
 
     def learn_usual(self, maps: Tensor) -> None:
-        """Learn what is usual of each class, and so how high a map is everywhere above the class's lowest place.
+        """Learn what is usual of each class, from the mean of the maps of its normal images.
 
-        Maps of other images are then less than what is usual there; scores change, and :meth:`fit` is due once more.
+        Maps of other images are then less what is usual there; scores change, and :meth:`fit` is due once more.
 
         Args:
-            maps: The mean of the maps of each class's normal images in blocks of 8 × 8 pixels, as :meth:`in_blocks`
-                gives them, of shape ``(K, 1, H / 8, W / 8)``.
+            maps: The mean maps, as :meth:`in_blocks` gives them, of shape ``(K, 1, H / 8, W / 8)``.
         """
         with torch.inference_mode(mode=False):
-            self.usual = maps.float() - maps.float().amin(dim=(-2, -1), keepdim=True)
+            self.usual = above_lowest(maps)
 
     def unusual(self, embedding: Tensor, anomaly_map: Tensor) -> Tensor:
-        """Take what is usual of the class of each image off its map; of an unknown product, the mean of all classes.
-
-        Args:
-            embedding: Embeddings, of shape ``(B, D)``.
-            anomaly_map: Raw anomaly maps, of shape ``(B, 1, H, W)``, at least 0.
-
-        Returns:
-            What is left, at least 0; all of it where :meth:`learn_usual` was not called.
-        """
+        """Take what is usual of the class of each image off its map of shape ``(B, 1, H, W)``, where that was learnt."""
         if len(self.usual) == 0:
             return anomaly_map
-        usual = torch.cat([self.usual, self.usual.mean(dim=0, keepdim=True)])[self.recognise(embedding)]
-        size = (anomaly_map.shape[-2], anomaly_map.shape[-1])
-        return (anomaly_map - F.interpolate(usual, size, mode="bilinear")).clamp(min=0)
+        return without_usual(anomaly_map, self.usual, self.recognise(embedding))
 
     def recognise(self, embedding: Tensor) -> Tensor:
         """Find the class of each image.
@@ -205,7 +246,8 @@ class ClassCalibration(nn.Module):
         """
         similarity, nearest = (F.normalize(embedding.float(), dim=1) @ self.prototypes.T).max(dim=1)
         # K and not -1 for the last limit: not all that runs exported graphs gathers with negative indices.
-        return torch.where(1 - similarity > self.novelty_threshold, len(self.prototypes), nearest)
+        threshold = self.novelty_threshold.expand(len(self.prototypes)).index_select(0, nearest)
+        return torch.where(1 - similarity > threshold, len(self.prototypes), nearest)
 
     def forward(self, embedding: Tensor, anomaly_map: Tensor, score: Tensor) -> Calibrated:
         """Find the class of each image and divide its map and score by the limit of that class.
@@ -221,15 +263,17 @@ class ClassCalibration(nn.Module):
         if not self.is_calibrated:
             return Calibrated(anomaly_map, score, torch.zeros_like(score[:, 0], dtype=torch.long))
         index = self.recognise(embedding)
-        limit = self._limits()[index][:, None]
+        # Not [index], which exporters wrap, so that a file's table of limits could not be found in it.
+        limit = self.limits().index_select(0, index)[:, None]
         return Calibrated(anomaly_map / limit[:, :, None, None], score / limit, index)
 
-    def _limits(self) -> Tensor:
-        """The limit of each class and, last, that of all images."""
-        location = torch.cat([self.location, self.global_location[None]])
-        scale = torch.cat([self.scale, self.global_scale[None]])
-        z = NormalDist().inv_cdf(1 - self.false_alarm_rate)
-        return (location + z * scale).clamp(min=_TINY)
+    def limits(self) -> Tensor:
+        """Give the limit of each class and, last, that of unknown products, of shape ``(K + 1,)``."""
+        return limits_at(*self.statistics(), self.false_alarm_rate)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Give the location and the scale of each class and, last, those of all images, of shape ``(K + 1,)`` each."""
+        return torch.cat([self.location, self.global_location[None]]), torch.cat([self.scale, self.global_scale[None]])
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         """Take a state with any number of classes, and what it was saved too early to have as not learnt."""
@@ -254,9 +298,3 @@ def _not_calibrated() -> dict[str, Tensor]:
         "novelty_threshold": torch.tensor(0.0),
         "usual": torch.empty(0, 1, 0, 0),
     }
-
-
-def _location_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the median and half the width of the middle 68 % of values of shape ``(N,)``."""
-    low, median, high = torch.quantile(values, values.new_tensor([1 - _ONE_SIGMA, 0.5, _ONE_SIGMA]))
-    return median, (high - low) / 2

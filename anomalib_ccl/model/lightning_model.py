@@ -78,16 +78,15 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         losses: Forms of the contrastive losses: "paper" (the global one compares images and their second views; the
             local one has a match in the view and one in another image of the class), or "released", what the authors'
             released code computes, for comparison only.
-        match_on: Whose similarity finds the local loss's matches: that of the "teacher"'s features, as in the released
-            code, or of the "projected" ones, as in the paper's supplement.
+        match_on: Whose similarity finds the local loss's matches: that of the "teacher"'s features (released code), or
+            of the "projected" ones (the paper's supplement).
         match_window: Side of the square of positions in which matches are looked for, an odd number, as on the paper's
             project page, which tells no size; without it the whole map, as in the released code.
         schedule: How the learning rates fall: "step", the authors' configuration, to a tenth at 80 % of the training
             (a fault in their code keeps them constant); "cosine" is half a cosine, to 0; or as the network has it.
         ema_decay: Decay of an exponential moving average of the weights, in (0, 1), which then takes the place of the
             last weights in validation, checkpoint and trained model; 0.99 averages over about 100 steps.
-        torch_compile: Whether ``torch.compile`` compiles the training pass, which takes a minute and a C++ compiler.
-            On a processor it was no faster; on a GPU it was not measured.
+        torch_compile: Whether ``torch.compile`` compiles the training pass. On a processor it was no faster.
         class_labels: Where the class of a training image comes from: "category" (the datamodule tells it),
             "folder" (the first folder in which the image paths differ), "pseudo" (clusters of the teacher's
             features, found before the first epoch), or "auto" (the category where the datamodule tells it, else
@@ -100,12 +99,13 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
             threshold from the normal training images alone. Without it, anomalib's adaptive threshold is used, or the
             rate that a checkpoint was trained with; another one needs no new training.
         feature_cache: Folder in which a training keeps the teacher's features of the training images, so that from the
-            second epoch on the teacher runs on the second views only. On one processor core, forward and backward
-            passes of tf_efficientnet_lite0 (160 × 160 pixels, batch 16) took 35 % less time, at 0.25 MiB of disk for
-            each image, and of wide_resnet50_2 (256 × 256 pixels, batch 8) 2 to 4 % less, at 7 MiB.
+            second epoch on the teacher runs on the second views only. It takes 0.25 MiB of disk for each image with
+            tf_efficientnet_lite0 (160 × 160 pixels), 7 MiB with wide_resnet50_2 (256 × 256 pixels).
         reconstruction: The reconstruction network: "reverse_distillation", "vit" (ViTAD), "dinomaly", or the path of a
             class derived from anomalib_ccl.model.reconstruction.ReconstructionNetwork; the checkpoint's, or the first.
         reconstruction_args: Further arguments of that network, by name; the checkpoint's, else none.
+        class_output: Whether ONNX and OpenVINO exports have the outputs ``class_index`` and ``raw_score`` too.
+        product_input: Whether they have the input ``product``, the class by whose limit to score; -1: that recognised.
         pre_processor: Pre-processor instance, or whether to use the default: resize, then normalise with the
             backbone's own mean and standard deviation.
         post_processor: Post-processor instance, or whether to use the default: anomalib's, or with false_alarm_rate
@@ -154,6 +154,8 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         feature_cache: str | Path | None = None,
         reconstruction: str | None = None,
         reconstruction_args: dict[str, Any] | None = None,
+        class_output: bool = False,
+        product_input: bool = False,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -202,11 +204,10 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         weights = chosen.local_weight, chosen.global_weight
         self.loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
         self.schedule = chosen.schedule
-        self.ema_decay = ema_decay
-        self.torch_compile = torch_compile
+        self.ema_decay, self.torch_compile = ema_decay, torch_compile
         self._compiled: Any = None
         self.classes = TrainingClasses(class_labels, n_pseudo_classes)
-        self.calibrate = calibrate
+        self.calibrate, self.class_output, self.product_input = calibrate, class_output, product_input
         self.feature_cache = None if feature_cache is None else FeatureCache(feature_cache)
 
     @staticmethod

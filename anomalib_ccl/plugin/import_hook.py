@@ -21,6 +21,7 @@ else:
 
 # Runs with anomalib's commands, and in a program that makes them itself, then perhaps long after the registries.
 COMMANDS = "anomalib.cli.cli"
+OWN_COMMANDS = [["-m", f"anomalib_ccl.{name}"] for name in ("insight", "limits", "recalibrate")]
 AWAITED = ("anomalib.data", "anomalib.models", COMMANDS)
 
 
@@ -98,7 +99,7 @@ class RegistryFinder:
         Args:
             module: The module ``anomalib.models``, ``anomalib.data`` or ``anomalib.cli.cli``, not yet run.
         """
-        if module.__name__ != COMMANDS and sys.orig_argv[1:3] != ["-m", "anomalib_ccl.insight"]:
+        if module.__name__ != COMMANDS and sys.orig_argv[1:3] not in OWN_COMMANDS:
             return
         try:
             from anomalib_ccl.plugin import run_log  # noqa: PLC0415  # heavy

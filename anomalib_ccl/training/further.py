@@ -17,8 +17,18 @@ def start_from_weights(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         checkpoint: What was saved; changed in place.
         trainer: The trainer of the new training.
     """
+    forget_progress(checkpoint, type(trainer.datamodule))  # type: ignore[attr-defined]
+
+
+def forget_progress(checkpoint: dict[str, Any], datamodule: type) -> None:
+    """Leave of a checkpoint what no training has to do with, so that a training starts from its weights.
+
+    Args:
+        checkpoint: What was saved; changed in place.
+        datamodule: The class whose objects may have left something in it.
+    """
     checkpoint.pop("loops", None)
-    checkpoint.pop(type(trainer.datamodule).__qualname__, None)  # type: ignore[attr-defined]
+    checkpoint.pop(datamodule.__qualname__, None)
     checkpoint.update(callbacks={}, optimizer_states=[], lr_schedulers=[])
 
 

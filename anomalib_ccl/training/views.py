@@ -108,7 +108,8 @@ def retaken(images: Tensor, generator: torch.Generator) -> Tensor:
         >>> retaken(torch.rand(2, 3, 64, 64), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 64, 64])
     """
-    angle, zoom, right, down = (torch.rand(4, len(images), generator=generator) * 2 - 1).unbind()
+    # Image by image, so that the views do not depend on the size of the batches either.
+    angle, zoom, right, down = (torch.rand(len(images), 4, generator=generator) * 2 - 1).unbind(dim=1)
     angle, zoom = torch.deg2rad(3 * angle), 1 + 0.03 * zoom
     # The grid spans 2, from -1 to 1, so 2 % of the size are 0.04.
     right, down = 0.04 * right, 0.04 * down

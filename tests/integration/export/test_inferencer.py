@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from anomalib_ccl import CCL, CCLInferencer, MultiCategory
 from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.limits import set_false_alarm_rate
+from anomalib_ccl.model.statistics import limits_at
 
 CATEGORIES = ["brick", "retina", 'tissue & "ink", <5 mm']
 OUTPUTS = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
@@ -173,6 +175,25 @@ def test_anomalibs_own_inferencer_takes_every_form_and_gives_the_same_scores(at_
 def test_inferencer_for_images_of_one_size_gives_the_same_scores(at_the_edge: dict[str, list]) -> None:
     # In bfloat16, where the processor has it, another fusion rounds otherwise.
     assert at_the_edge["scores at one size"] == pytest.approx(at_the_edge["scores"], abs=0.02)
+
+
+def test_every_exported_form_takes_a_product_and_a_rate(
+    exported: Path, trained: CCL, images: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(exported.parent, tmp_path / "copy")) / exported.name
+    pixels = torch.stack([item.image for item in PredictDataset(images)])
+    location, scale = trained.model.calibration.statistics()
+    with torch.inference_mode():
+        raw = trained.model.score(trained.pre_processor.transform(pixels)).score[:, 0]
+    for rate in (0.5, 0.1):  # the second finds what the first has left
+        assert set_false_alarm_rate(copy, rate).class_names == CATEGORIES
+        inferencer = CCLInferencer(copy, device="CPU", config=SINGLE_PRECISION)
+        for index, product in enumerate(CATEGORIES):
+            limit = limits_at(location, scale, rate)[index]
+            prediction = inferencer.predict(pixels.numpy(), product=product)
+            assert prediction.explanation == [product] * 4
+            expected = (raw / limit / 2).clamp(max=1).tolist()
+            assert prediction.pred_score.flatten().tolist() == pytest.approx(expected, abs=0.05)
 
 
 def test_onnx_runtime_reads_the_class_names_and_sees_no_new_output(onnx: Path) -> None:
