@@ -58,7 +58,9 @@ def _warm_cosine(optimizer: Optimizer, steps: float) -> LRScheduler:
     configured = _TRAINING["scheduler"]
     # It cannot be made for a training that is shorter than its warm-up.
     warm = min(configured["warmup_iters"], total // 2)
-    return WarmCosineScheduler(optimizer, **{**configured, "total_iters": total, "warmup_iters": warm})
+    schedule = WarmCosineScheduler(optimizer, **{**configured, "total_iters": total, "warmup_iters": warm})
+    schedule.schedule = schedule.schedule.tolist()  # a checkpoint that is read safely holds no arrays of numpy
+    return schedule
 
 
 class Dinomaly(ReconstructionNetwork):

@@ -80,6 +80,7 @@ def test_training_has_both_losses_a_calibration_and_a_checkpoint_that_is_found_a
     assert model.classes.names == ["brick", "retina"]
     assert model.model.calibration.is_calibrated
 
+    torch.load(checkpoint, weights_only=True)
     loaded = CCL.load_from_checkpoint(checkpoint, visualizer=False)
     assert {name: loaded.hparams[name] for name in arguments} == arguments
     images = torch.rand(2, 3, *SIZE)
