@@ -55,7 +55,7 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         backbone: Name of a convolutional timm model for the teacher; the checkpoint's, else wide_resnet50_2. Networks
             other than reverse distillation take others: "vit" and "dinomaly" plain vision transformers.
         pre_trained: Whether the teacher uses timm's pre-trained weights, where no checkpoint brings them along.
-        backbone_weights: A .safetensors or .pth file with the teacher's weights, used instead of timm's.
+        backbone_weights: A .safetensors or .pth file with the teacher's weights instead.
         image_size: Height and width that images are resized to, in pixels, multiples of the network's stride (of 32 for
             reverse distillation); the checkpoint's, else the network's. A pre-processor of your own takes precedence.
         recipe: Options that belong together: "paper", the default, is the paper's method; "recommended" finds more
@@ -203,8 +203,7 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         check_image_size(self.input_size, self.model.network.stride)
         weights = chosen.local_weight, chosen.global_weight
         self.loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
-        self.schedule = chosen.schedule
-        self.ema_decay, self.torch_compile = ema_decay, torch_compile
+        self.schedule, self.ema_decay, self.torch_compile = chosen.schedule, ema_decay, torch_compile
         self._compiled: Any = None
         self.classes = TrainingClasses(class_labels, n_pseudo_classes)
         self.calibrate, self.class_output, self.product_input = calibrate, class_output, product_input
