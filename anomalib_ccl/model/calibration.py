@@ -230,7 +230,7 @@ class ClassCalibration(nn.Module):
             self.usual = above_lowest(maps)
 
     def unusual(self, embedding: Tensor, anomaly_map: Tensor) -> Tensor:
-        """Take what is usual of its class off the map of each image, of shape ``(B, 1, H, W)``, where that was learnt."""
+        """Take what is usual of its class off the map of each image, ``(B, 1, H, W)``, where that was learnt."""
         if len(self.usual) == 0:
             return anomaly_map
         return without_usual(anomaly_map, self.usual, self.recognise(embedding))
