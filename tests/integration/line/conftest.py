@@ -17,7 +17,8 @@ NEW = ["gravel_fine", "tissue"]
 def trained(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, with anomalib's adaptive threshold; for reading only."""
     seed_everything(0)
-    model = CCL("mobilenetv3_small_100", pre_trained=False, image_size=(64, 64), visualizer=False)
+    network = {"backbone": "mobilenetv3_small_100", "pre_trained": False, "image_size": (64, 64)}
+    model = CCL(**network, recipe="recommended", visualizer=False)
     engine = Engine(
         max_epochs=2,
         check_val_every_n_epoch=2,

@@ -44,7 +44,7 @@ def test_images_of_the_training_give_the_calibration_of_the_training(checkpoint:
     before, after = states(checkpoint, made.path)
     assert before.keys() == after.keys()
     for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(after[name], before[name], rtol=1e-3, atol=1e-4)
 
 
 def test_new_light_moves_the_limits_and_leaves_weights_and_thresholds(
