@@ -108,4 +108,4 @@ def test_benchmark_of_the_paper_reports_every_network_on_every_data_set(tmp_path
     assert frame["mean_image_AUROC"].notna().all()
     (categories,) = (tmp_path / "runs/benchmark").glob("*categories.csv")
     sizes = pd.read_csv(categories).groupby("run").size().tolist()
-    assert sizes == [n + 1 for n in (2, 1, 3, 2, 2, 8)] * len(models)
+    assert sizes == [n + 1 for n in (2, 1, 3, 2, 2, 8) for _ in models]
