@@ -22,8 +22,9 @@ demo: $(BIN)/.installed
 
 # On Linux 6.18 the kernel ended the suite, in the middle of a system call, with a SIGSEGV of its own (si_code SI_KERNEL,
 # no handler called), as it does where a library has spoilt the thread's restartable sequences: glibc registers none here.
+# One thread: two that share a core with anything else are many times slower.
 test: $(BIN)/.installed
-	GLIBC_TUNABLES=glibc.pthread.rseq=0 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 GLIBC_TUNABLES=glibc.pthread.rseq=0 $(BIN)/python -m pytest
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -30,7 +30,8 @@ def main() -> None:
     images, view = torch.rand(2, IMAGES, 3, *model.input_size)
     with FlopCounterMode(display=False) as forward:
         output = model.model(images, view, None, model.loss.compares_views)
-        loss, _ = model.loss(output, torch.tensor([0, 0, 1, 1]), gathered)
+        reconstruction = model.model.network.reconstruction_loss(output.targets, output.reconstructed, progress=0)
+        loss, _ = model.loss(reconstruction, output, torch.tensor([0, 0, 1, 1]), gathered)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     scale = batch_size / IMAGES

@@ -228,13 +228,14 @@ def test_help_explains_the_constructor_arguments(tmp_path: Path) -> None:
     for argument, text in {
         "local_weight": "Weight of the local contrastive loss; 0 switches it off.",
         "global_weight": "Weight of the global contrastive loss; 0 switches it off.",
+        "recipe": 'Options that belong together: "paper", the default, is the paper\'s method; "recommended"',
         "temperature": "Temperature of both contrastive losses, greater than 0.",
         "num_negatives": "Images of other classes that each image is contrasted with",
         "losses": 'or "released", what the authors\' released code computes, for comparison only.',
         "class_labels": "Where the class of a training image comes from",
         "n_pseudo_classes": 'Number of pseudo-classes, at most that of the training images, or "auto"',
         "backbone": "Name of a convolutional timm model for the teacher; the checkpoint's, else wide_resnet50_2.",
-        "backbone_weights": "file with the teacher's weights, used instead of timm's.",
+        "backbone_weights": "file with the teacher's weights instead.",
     }.items():
         assert argument in output
         assert text in output
