@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch.onnx
 from anomalib.engine.engine import UnassignedError
 from jsonargparse import ArgumentParser, Namespace
+from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelSummary
 
 from anomalib_ccl.data.multi_category import MultiCategory
@@ -68,8 +69,12 @@ class Commands(Base):
         self.parser.exit(2, f"error: {text}\n")
 
     def before_instantiate_classes(self) -> None:
-        """Find out whose run it is, now that the configuration is known."""
-        if self._runs and self._is_ours():
+        """Find out whose run it is, now that the configuration is known, and heed its seed, as anomalib does not."""
+        ours = self._is_ours()
+        seed = self.config[self.subcommand].get("seed_everything") if ours else None
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            seed_everything(seed, workers=True)
+        if self._runs and ours:
             self._log.keep()
             data = self.config[self.subcommand].get("data")
             if isinstance(data, str | Path) and not Path(data).exists() and (name := nearest_class(str(data))):

@@ -119,7 +119,7 @@ def test_one_threshold_serves_all_products(predicted: pd.DataFrame) -> None:
     assert predicted["alarm"].equals(predicted["score"] > 0.5)
     alarms = predicted.groupby(["kind", "category"])["alarm"].mean()
     print(f"AUROC of all images {auroc(predicted):.3f}, alarms:", alarms.groupby("kind").mean().round(3).to_dict())
-    assert alarms["train"].max() < 0.4
+    assert alarms["train"].max() < 0.5
     assert alarms["defective"].mean() > 2 * alarms["train"].mean()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from anomalib.cli import AnomalibCLI
 from lightning.pytorch.cli import SaveConfigCallback
@@ -221,6 +222,17 @@ def test_training_example_prints_the_table_and_a_prediction(
     output = run(tmp_path, script, sample_root, "--epochs=1", program=Path(sys.executable))
     assert "Test results per category" in output
     assert f"{sample_root}/brick/test/foreign/000.png: score " in output
+
+
+def test_the_seed_of_a_command_decides_the_weights_that_a_training_starts_from(sample_root: Path) -> None:
+    model = ["--model=CCL", "--model.backbone=mobilenetv3_small_100", "--model.pre_trained=false"]
+    command = ["fit", *model, "--data=MultiCategory", f"--data.root={sample_root}"]
+    first, again, other = (
+        AnomalibCLI([*command, f"--seed_everything={seed}"], run=False).model.model.projections[0][0].weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_help_explains_the_constructor_arguments(tmp_path: Path) -> None:
