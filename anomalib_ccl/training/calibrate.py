@@ -41,15 +41,19 @@ def calibrate(model: AnomalibModule, network: Calibratable, labels: Callable[[Im
     model.eval()
     network.calibration.reset()
     if network.calibration.subtract_usual:
-        network.calibration.learn_usual(_fit(model, network, labels, "What is usual"))
+        _fit(model, network, labels, "What is usual", learns_usual=True)
     _fit(model, network, labels, "Calibration")
     model.train(training)
 
 
 def _fit(
-    model: AnomalibModule, network: Calibratable, labels: Callable[[ImageBatch], Tensor], description: str
-) -> Tensor:
-    """Fit prototypes and limits in one pass, and give the mean map of each class, in blocks."""
+    model: AnomalibModule,
+    network: Calibratable,
+    labels: Callable[[ImageBatch], Tensor],
+    description: str,
+    learns_usual: bool = False,
+) -> None:
+    """Fit prototypes and limits in one pass, and learn the mean map of each class on the way if that is asked for."""
     view = calibration_view()
     embeddings, scores, classes = [], [], []
     sums: dict[int, Tensor] = {}
@@ -58,9 +62,11 @@ def _fit(
         embeddings.append(raw.embedding)
         scores.append(raw.score.flatten())
         classes.append(labels(batch).to(model.device))
-        for index in classes[-1].unique().tolist():
+        for index in classes[-1].unique().tolist() if learns_usual else ():
             total = network.calibration.in_blocks(raw.anomaly_map[classes[-1] == index]).sum(dim=0)
             sums[index] = sums[index] + total if index in sums else total
     every = torch.cat(classes)
     network.calibration.fit(torch.cat(embeddings), torch.cat(scores), every)
-    return torch.stack([sums[index] for index in sorted(sums)]) / torch.bincount(every)[:, None, None, None]
+    if learns_usual:
+        counts = torch.bincount(every)[:, None, None, None]
+        network.calibration.learn_usual(torch.stack([sums[index] for index in sorted(sums)]) / counts)
