@@ -68,7 +68,7 @@ def checkpoint(labels: bool, root: Path, tmp_path_factory: pytest.TempPathFactor
     else:
         mixed = flat(root, "*/train/good/*.png", folder / "mixed")
         data = ["--data=Folder", "--data.name=mixed", f"--data.normal_dir={mixed}", "--data.train_batch_size=16"]
-    trainer = ["--trainer.max_epochs=8", "--trainer.check_val_every_n_epoch=8", "--seed_everything=0"]
+    trainer = ["--trainer.max_epochs=8", "--trainer.check_val_every_n_epoch=8", "--seed_everything=1"]
     run(folder, "fit", *data, "--data.num_workers=0", *trainer)
     (path,) = folder.rglob("model.ckpt")
     return path
@@ -119,7 +119,7 @@ def test_one_threshold_serves_all_products(predicted: pd.DataFrame) -> None:
     assert predicted["alarm"].equals(predicted["score"] > 0.5)
     alarms = predicted.groupby(["kind", "category"])["alarm"].mean()
     print(f"AUROC of all images {auroc(predicted):.3f}, alarms:", alarms.groupby("kind").mean().round(3).to_dict())
-    assert alarms["train"].max() < 0.5
+    assert alarms["train"].max() < 0.4
     assert alarms["defective"].mean() > 2 * alarms["train"].mean()
 
 
