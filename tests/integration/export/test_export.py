@@ -39,13 +39,21 @@ def trained(case: tuple, sample_root: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def onnx(case: tuple, trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(trained.to_onnx(tmp_path_factory.mktemp("onnx"), input_size=case[1]))
+def onnx_file(case: tuple, trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in ONNX, from which its exports to OpenVINO begin; the slow part, and here done once for all."""
+    return trained.to_onnx(tmp_path_factory.mktemp("onnx"), input_size=case[1])
 
 
 @pytest.fixture(scope="module")
-def openvino(case: tuple, trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained.to_openvino(tmp_path_factory.mktemp("openvino"), input_size=case[1])
+def onnx(onnx_file: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(onnx_file)
+
+
+@pytest.fixture(scope="module")
+def openvino(trained: CCL, onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trained, "to_onnx", lambda *args, **kwargs: onnx_file)
+        return trained.to_openvino(tmp_path_factory.mktemp("openvino"))
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +133,8 @@ def test_dynamic_export_takes_batches_and_images_of_other_sizes(
 
 
 def test_half_precision_openvino_export_is_smaller_and_close(
-    case: tuple,
     trained: CCL,
+    onnx_file: Path,
     openvino: Path,
     image: Path,
     expected: Answer,
@@ -134,7 +142,8 @@ def test_half_precision_openvino_export_is_smaller_and_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    half = trained.to_openvino(tmp_path, input_size=case[1], compression_type=CompressionType.FP16)
+    monkeypatch.setattr(trained, "to_onnx", lambda *args, **kwargs: onnx_file)
+    half = trained.to_openvino(tmp_path, compression_type=CompressionType.FP16)
     assert half.with_suffix(".bin").stat().st_size < 0.6 * openvino.with_suffix(".bin").stat().st_size
     score = OpenVINOInferencer(half, device="CPU", config=SINGLE_PRECISION).predict(image).pred_score
     assert float(score.squeeze()) == pytest.approx(expected[0], rel=0.02)

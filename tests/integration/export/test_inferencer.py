@@ -83,14 +83,23 @@ def onnx(trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_any_size(trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained.to_openvino(tmp_path_factory.mktemp("openvino"))
+def any_size_in_onnx(trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What exports to OpenVINO begin with; the slow part, and here done once for most of them."""
+    return trained.to_onnx(tmp_path_factory.mktemp("any size"))
+
+
+@pytest.fixture(scope="module")
+def of_any_size(trained: CCL, any_size_in_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trained, "to_onnx", lambda *args, **kwargs: any_size_in_onnx)
+        return trained.to_openvino(tmp_path_factory.mktemp("openvino"))
 
 
 @pytest.fixture(scope="module", params=FORMS)
 def exported(
     request: pytest.FixtureRequest,
     onnx: Path,
+    any_size_in_onnx: Path,
     of_any_size: Path,
     trained: CCL,
     data: MultiCategory,
@@ -102,7 +111,9 @@ def exported(
     if request.param != CompressionType.FP16:
         pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
     if request.param != CompressionType.INT8_PTQ:
-        return trained.to_openvino(folder, compression_type=request.param, datamodule=data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trained, "to_onnx", lambda *args, **kwargs: any_size_in_onnx)
+            return trained.to_openvino(folder, compression_type=request.param, datamodule=data)
     # 8 bits move embeddings further than the border is away, so there is none.
     calibration = trained.model.calibration
     border, calibration.novelty_threshold = calibration.novelty_threshold, torch.tensor(2.0)
