@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from anomalib_ccl.data.multi_category import MultiCategory
 from anomalib_ccl.model.lightning_model import CCL
 from anomalib_ccl.plugin import run_log
+from anomalib_ccl.plugin.shipped import with_shipped_configs
 from anomalib_ccl.plugin.spelling import correction, nearest_class
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ class Commands(Base):
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
         self._log = run_log.held()
-        self._words = sys.argv[1:] if args is None else list(args)
+        self._words = with_shipped_configs(sys.argv[1:] if args is None else args)
         self._runs = run
         if not run:
             self._log.release()
         try:
-            super().__init__(args, run)
+            super().__init__(self._words, run)
         except BaseException as error:
             self._end(error)
             raise

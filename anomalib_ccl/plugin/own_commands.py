@@ -1,5 +1,6 @@
 """What the commands ``python -m anomalib_ccl.…`` have in common: what they say, and how they end."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from anomalib_ccl.plugin import run_log
 from anomalib_ccl.plugin.excepthook import explain_bad_input
+from anomalib_ccl.plugin.shipped import with_shipped_configs
 
 
 def run(
@@ -27,7 +29,7 @@ def run(
     explain_bad_input()
     log = run_log.held()
     try:
-        arguments = parser.parse_args()
+        arguments = parser.parse_args(with_shipped_configs(sys.argv[1:]))
     except SystemExit:
         log.drop()  # the parser has told the user what is wrong, or helped
         raise

@@ -12,6 +12,8 @@ from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from jsonargparse import ArgumentParser
 
+from anomalib_ccl.plugin.shipped import shipped_configs
+
 _PACKAGE = "anomalib_ccl"
 _OUR_NAMES = re.compile(rf"\b(CCL|MultiCategory|{_PACKAGE})\b", re.IGNORECASE)
 
@@ -107,9 +109,10 @@ def correction(message: str, parser: ArgumentParser, words: Sequence[str]) -> st
         return None
     if found := re.search(r"File does not exist: '([^']+)'", message):
         file = Path(found[1])
-        near = nearest(file.name, [path.name for path in file.parent.glob("*")])
-        ours = near is not None and mentions_us([*words, str(file.with_name(near))])
-        return f"there is no file {found[1]}; did you mean {near}?" if ours else None
+        there = [*file.parent.glob("*"), *shipped_configs()]
+        near = nearest(file.name, [path.name for path in there])
+        ours = mentions_us([*words, *(str(path) for path in there if path.name == near)])
+        return f"there is no file {found[1]}; did you mean {near}?" if near and ours else None
     return _option(message, parser) if mentions_us(words) else None
 
 

@@ -141,7 +141,7 @@ def test_wheel_holds_the_package_and_the_start_up_file_only(wheel):
         "anomalib_ccl",
         "anomalib_ccl.pth",
     }
-    assert "anomalib_ccl/py.typed" in names
+    assert {"anomalib_ccl/py.typed", "anomalib_ccl/configs/model/ccl_lite0.yaml"} <= set(names)
 
 
 def test_interpreter_start_loads_the_hook_and_nothing_else(installation):
@@ -224,6 +224,19 @@ def test_all_commands_take_both_names_from_arguments_and_files(installation, tmp
     assert len(found) == 6 * 3 * 2
     assert {tuple(parsed) for parsed in found.values()} == {("CCL", "resnet18", "MultiCategory")}
     assert "anomalib-ccl" not in errors
+
+
+def test_configs_are_found_by_name_from_any_folder(installation):
+    found, _ = installation.environment.run(
+        """
+        from anomalib.cli.cli import AnomalibCLI
+
+        for model, data in (("ccl_lite0", "sample.yaml"), ("configs/model/ccl_lite0.yaml", "configs/data/sample.yaml")):
+            cli = AnomalibCLI(["train", "--config", model, f"--data={data}"], run=False)
+            found[model] = [cli.model.hparams["backbone"], cli.config.train.data.init_args.root]
+        """
+    )
+    assert list(found.values()) == [["tf_efficientnet_lite0", "./datasets/sample"]] * 2
 
 
 def test_broken_model_gives_one_warning_and_leaves_anomalib_working(installation):
