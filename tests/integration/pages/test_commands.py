@@ -118,9 +118,17 @@ def run(line: str) -> None:
         runpy.run_path(words[1], run_name="__main__")
 
 
+@pytest.fixture(scope="module")
+def typed() -> set[str]:
+    """The commands that were typed already."""
+    return set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in THE_LINE], ids=lambda page: page.stem)
-def test_every_command_of_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_a_page_runs(
+    page: Path, folder: Path, typed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RUN", str(RUN))
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -130,7 +138,9 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path, monkeypatch: pyt
             exec(re.sub("|".join(IN_PYTHON), lambda found: IN_PYTHON[found[0]], block), {})
             continue
         for line in block.replace("\\\n", " ").splitlines():
-            run(line)
+            if line not in typed:
+                run(line)
+                typed.add(line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
