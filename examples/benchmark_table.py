@@ -4,7 +4,9 @@
 
 A row is a model and its options; where they name the categories, the models of one category each make one row together.
 Figures in percent: mean over the categories ± standard deviation over seeds and, for image AUROC, the interval in which
-95 % of the means lie that other test images of the same kind would give (1,000 bootstrap samples).
+95 % of the means lie that other test images of the same kind would give (1,000 bootstrap samples). For CCL, whose
+scores are in limits of the product, also the images above the limit, normal ones (false alarms) and defective ones
+(found); the limit is that of the model's `false_alarm_rate`.
 """
 
 import argparse
@@ -58,6 +60,14 @@ def interval(images: pd.DataFrame) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
+def above_the_limit(images: pd.DataFrame) -> list[str]:
+    """Shares of normal and of defective images above the limit, means over categories and seeds, of a model of CCL."""
+    if images["model"].iloc[0] != "CCL":
+        return ["", ""]
+    shares = (images["score"] > 1).groupby([images["defective"], images["category"]]).mean()
+    return [f"{100 * share:.1f}" for share in shares.groupby("defective").mean()]
+
+
 def main() -> None:
     """Print the table, and write the figures of each category to a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,12 +83,15 @@ def main() -> None:
     counted = categories.copy()
     counted.loc[counted["category"].isin(arguments.apart), image_figures] = np.nan
 
-    print("| | seeds | image AUROC | 95 % interval | pixel AUROC | AUPRO |\n| --- | --- | --- | --- | --- | --- |")
+    columns = ["", "seeds", "image AUROC", "95 % interval", "pixel AUROC", "AUPRO", "false alarms", "found"]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for row, frame in counted.groupby("row", sort=False):
         seeds = 100 * frame.groupby("seed")[FIGURES].mean()
         spread = seeds.std() if len(seeds) > 1 else seeds.iloc[0] * np.nan
         image, *pixel = (f"{seeds[x].mean():.1f} ± {spread[x]:.1f}".replace(" ± nan", "") for x in FIGURES)
-        print(f"| {row} | {len(seeds)} | {image} | {interval(images[images['row'] == row])} | {' | '.join(pixel)} |")
+        own = images[images["row"] == row]
+        cells = [row, str(len(seeds)), image, interval(own), *pixel, *above_the_limit(own)]
+        print(f"| {' | '.join(cells)} |")
     if arguments.csv:
         table = 100 * categories.groupby(["row", "category"], sort=False)[FIGURES].agg(["mean", "std"])
         table.round(2).to_csv(arguments.csv)
