@@ -154,10 +154,11 @@ def _calibrate(model: CCL, datamodule: Any, add: bool) -> pd.DataFrame:  # noqa:
     calibration, prototypes = model.model.calibration, model.model.calibration.prototypes
     before = deepcopy(calibration)
     for learns_usual in (True, False) if calibration.subtract_usual else (False,):
-        if learns_usual:  # from whole maps
+        if learns_usual:  # from whole maps of images as they are
             calibration.usual = calibration.usual[:0]
+        views = {} if learns_usual else {"view": calibration_view()}
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        embeddings, scores, maps = raw_scores(model, loader, "Normal images", calibration_view())
+        embeddings, scores, maps = raw_scores(model, loader, "Normal images", **views)
         model.cpu()
         refuse_nan(scores, "image scores")
         scores, labels = scores.flatten(), labels_of(embeddings)

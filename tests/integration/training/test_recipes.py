@@ -1,13 +1,16 @@
 """A recipe is the options that it names, from the training to the exported file."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import openvino
 import pytest
 import torch
+from anomalib.data.utils import read_image
 from anomalib.engine import Engine
 from lightning import seed_everything
+from torch.nn import functional as F
 
 from anomalib_ccl import CCL, MultiCategory
 
@@ -51,6 +54,19 @@ def test_the_recommended_recipe_is_the_options_that_it_names(
     for ours, theirs in zip(recommended[0](images), spelt_out(images), strict=True):
         assert torch.equal(ours, theirs)
     assert recommended[0].model.calibration.usual.shape == (2, 1, 8, 8)
+
+
+def test_what_is_usual_is_that_of_the_training_images_as_they_are(
+    recommended: tuple[CCL, Engine], sample_root: Path
+) -> None:
+    model = deepcopy(recommended[0])
+    learnt, model.model.calibration.usual = model.model.calibration.usual, torch.empty(0)
+    files = sorted((sample_root / "retina/train/good").iterdir())
+    photographs = torch.stack([read_image(path, as_tensor=True) for path in files])
+    with torch.inference_mode():
+        raw = model.model.score(model.pre_processor.transform(photographs)).anomaly_map
+    blocks = F.avg_pool2d(raw.mean(dim=0, keepdim=True), 8)
+    torch.testing.assert_close(learnt[1:], blocks - blocks.min(), rtol=1e-3, atol=1e-3)
 
 
 def test_an_option_that_is_given_wins_over_the_recipe() -> None:
