@@ -11,27 +11,29 @@ def disc(n: int) -> torch.Tensor:
     return ((rows**2 + columns**2).sqrt() < 30).float().expand(n, 3, 96, 128)
 
 
-def test_a_retaken_disc_stays_a_disc_of_about_its_size_near_its_place() -> None:
+def test_a_retaken_disc_stays_a_disc_a_little_larger_near_its_place() -> None:
     views = retaken(disc(50), torch.Generator().manual_seed(0))[:, 0]
     mass = views.sum(dim=(1, 2))
     rows = (views * torch.arange(96).view(-1, 1)).sum(dim=(1, 2)) / mass - 47.5
     columns = (views * torch.arange(128)).sum(dim=(1, 2)) / mass - 63.5
-    # 2 % of the size, and a little more for a shift that is scaled and turned as well.
-    assert 0.75 * 0.02 * 96 < rows.abs().max() < 1.1 * 0.02 * 96
-    assert 0.75 * 0.02 * 128 < columns.abs().max() < 1.1 * 0.02 * 128
+    # 5 % that are left out on one side alone move the middle by 2.6 %.
+    assert 0.75 * 0.026 * 96 < rows.abs().max() < 0.027 * 96
+    assert 0.75 * 0.026 * 128 < columns.abs().max() < 0.027 * 128
     sizes = mass / disc(1)[0, 0].sum()
-    assert 1.03 < sizes.max() < 1.07
-    assert 0.93 < sizes.min() < 0.97
+    assert 1.09 < sizes.max() < 1 / 0.95**2 + 0.01
+    assert 1 / 0.99**2 - 0.01 < sizes.min() < 1.04
     spread = (views * (torch.arange(96).view(-1, 1) - 47.5 - rows.view(-1, 1, 1)) ** 2).sum(dim=(1, 2))
     breadth = (views * (torch.arange(128) - 63.5 - columns.view(-1, 1, 1)) ** 2).sum(dim=(1, 2))
     torch.testing.assert_close(spread, breadth, rtol=0.03, atol=0)
 
 
-def test_a_horizontal_edge_turns_by_up_to_three_degrees_on_a_picture_that_is_not_square() -> None:
-    edge = (torch.arange(96) > 47).float().view(1, 1, 96, 1).expand(50, 3, 96, 128)
-    heights = retaken(edge, torch.Generator().manual_seed(0))[:, 0].sum(dim=1)
-    slopes = torch.rad2deg(torch.atan((heights[:, 104] - heights[:, 24]) / 80))
-    assert 2.5 < slopes.abs().max() < 3.1
+def test_a_retaken_picture_shows_nothing_from_outside_the_picture() -> None:
+    columns = torch.arange(128.0).view(1, 1, 1, 128).expand(50, 3, 96, 128)
+    steps = retaken(columns, torch.Generator().manual_seed(0)).diff(dim=-1)
+    # At an edge that is repeated, or mirrored, there would be steps of 0, or backwards.
+    assert steps[..., 1:-1].min() > 0.94
+    assert steps.min() > 0.4
+    assert steps.max() < 1
 
 
 def test_no_pixel_of_a_retaken_picture_is_invented() -> None:
