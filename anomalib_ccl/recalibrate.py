@@ -65,7 +65,7 @@ def recalibrate(
     """Find prototypes and limits anew, add products or forget one, and write a new checkpoint.
 
     The weights stay as they are; one pass over normal images is all. The training images of the datamodule are taken,
-    seen once more slightly turned and moved, as at the end of a training. Its validation and test images are not looked
+    seen once more from a little nearer, as at the end of a training. Its validation and test images are not looked
     at: the thresholds of anomalib's post-processor, set on calibrated scores, count limits, so that they go on to mean
     the same when limits change.
 
