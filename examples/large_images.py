@@ -62,9 +62,12 @@ def make(root, train=24, test=12):
             defect = Path(folder).name
             for index in range(count):
                 image, mask = tray(product, defect, np.random.default_rng([number, place, index]))
-                for picture, path in (image, f"{folder}/{index:03}.png"), (
-                    mask,
-                    f"ground_truth/{defect}/{index:03}_mask.png",
+                for picture, path in (
+                    (image, f"{folder}/{index:03}.png"),
+                    (
+                        mask,
+                        f"ground_truth/{defect}/{index:03}_mask.png",
+                    ),
                 ):
                     if picture is image or defect != "good":
                         (root / product / path).parent.mkdir(parents=True, exist_ok=True)
