@@ -62,16 +62,15 @@ def make(root, train=24, test=12):
             defect = Path(folder).name
             for index in range(count):
                 image, mask = tray(product, defect, np.random.default_rng([number, place, index]))
-                for picture, path in (
-                    (image, f"{folder}/{index:03}.png"),
-                    (
-                        mask,
-                        f"ground_truth/{defect}/{index:03}_mask.png",
-                    ),
-                ):
-                    if picture is image or defect != "good":
-                        (root / product / path).parent.mkdir(parents=True, exist_ok=True)
-                        picture.save(root / product / path)
+                save(image, root / product / folder / f"{index:03}.png")
+                if defect != "good":
+                    save(mask, root / product / "ground_truth" / defect / f"{index:03}_mask.png")
+
+
+def save(picture, path):
+    """Write a file, and the folder that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
 
 
 def measure(root, epochs, **arguments):
@@ -85,10 +84,8 @@ def measure(root, epochs, **arguments):
     seconds = time.perf_counter() - start
     (figures,) = engine.test(model, datamodule=data)
     names = ["mean_image_AUROC", "mean_pixel_AUROC", "mean_pixel_AUPRO"]
-    return {"network sees": " × ".join(map(str, model.input_size))} | {
-        **{name.removeprefix("mean_"): f"{100 * figures[name]:.1f}" for name in names},
-        "training": f"{seconds:.0f} s",
-    }
+    row = {name.removeprefix("mean_"): f"{100 * figures[name]:.1f}" for name in names}
+    return {"pixels": " × ".join(map(str, model.input_size)), **row, "training": f"{seconds:.0f} s"}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A model that looks at images tile by tile: trained, calibrated, saved, loaded, exported, with one score and one map."""
+"""A model that looks at images tile by tile: trained, saved, loaded, exported, with one score and one map."""
 
 import subprocess
 import sys
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +191,7 @@ def test_the_command_line_takes_tiles_and_refuses_others_in_one_sentence(sample_
 
 @torch.no_grad()
 def _peaks(benchmarks: str) -> list[float]:
-    """What a batch of 4 tiles adds to this fresh process's peak of memory; one of 4 images of 16; one of whole images."""
+    """What 4 tiles add to this fresh process's peak of memory, 4 images of 16 tiles, and 4 images as a whole."""
     sys.path.append(benchmarks)
     from peak_memory import peak_mebibytes  # noqa: PLC0415
 
@@ -202,7 +203,7 @@ def _peaks(benchmarks: str) -> list[float]:
     for model, images in ((plain, whole[..., :128, :128]), (tiled, whole), (plain, whole)):
         model.score(images)
         peaks.append(peak_mebibytes())
-    return [after - before for before, after in zip(peaks, peaks[1:], strict=False)]
+    return [after - before for before, after in pairwise(peaks)]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
