@@ -18,8 +18,8 @@ class Tiling:
     A side of n tiles of length t is ``t + (n - 1) · (t - t // 4)`` pixels long: 2 × 3 tiles of 256 × 256 pixels make an
     image of 448 × 640. One tile is the image itself.
 
-    anomalib's ``Tiler`` and kornia's ``extract_tensor_patches`` copy all tiles of a batch at once, and the maps that they
-    merge have a step where a tile ends, because they take the mean.
+    anomalib's ``Tiler`` and kornia's ``extract_tensor_patches`` copy all tiles of a batch at once. Both merge maps by
+    their mean, which leaves a step where a tile ends.
 
     Args:
         tiles: The numbers of rows and of columns.
