@@ -235,8 +235,9 @@ class CCLModel(nn.Module):
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
         if height % self.network.stride or width % self.network.stride:
+            what = "images" if self.tiling.count == 1 else "tiles"
             msg = (
-                f"images of {height} × {width} pixels do not fit the network: height and width must be multiples of "
+                f"{what} of {height} × {width} pixels do not fit the network: height and width must be multiples of "
                 f"{self.network.stride}. Let the pre-processor resize them."
             )
             raise ValueError(msg)
