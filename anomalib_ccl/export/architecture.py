@@ -1,6 +1,6 @@
 """Which arguments of a model its checkpoints know, so that nobody need give them again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Where one of these was not given, it is the checkpoint's; without a checkpoint, the reconstruction network's. What
@@ -9,7 +9,7 @@ from typing import Any
 # - ``reconstruction`` with its arguments, ``backbone`` and ``projection`` are the layers. Two projections can have
 #   layers of the same names and shapes; then the weights of one load into the other without a word, and every score is
 #   wrong.
-# - ``image_size``: of another size the features are others, so the limits and thresholds do not fit.
+# - ``image_size`` and ``tiles``: of another size the features are others, so the limits and thresholds do not fit.
 # - ``skip``, ``anomaly_map`` and ``subtract_usual`` have no weights, so any weights fit, and scores would be wrong.
 # - ``noise_probability`` belongs to the network, but acts in training steps alone.
 # - ``recipe`` gives the defaults of some of them.
@@ -19,6 +19,7 @@ ARCHITECTURE: dict[str, Any] = {
     "reconstruction_args": {},
     "backbone": "wide_resnet50_2",
     "image_size": (256, 256),
+    "tiles": (1, 1),
     "projection": "standard",
     "skip": False,
     "noise_probability": 0.309,
@@ -43,7 +44,7 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
         arguments: Arguments of a model by name, None for those that were not given.
 
     Returns:
-        Those that were given; an image size is a tuple, whatever sequence a config gave.
+        Those that were given; image size and tiles are tuples, whatever sequences a config gave.
 
     Example:
         >>> plain({"backbone": None, "image_size": [64, 64], "temperature": 0.1})
@@ -55,6 +56,8 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
         kept["reconstruction_args"] = dict(kept["reconstruction_args"])
     if "image_size" in kept:
         kept["image_size"] = tuple(int(length) for length in kept["image_size"])
+    if isinstance(kept.get("tiles"), Sequence):
+        kept["tiles"] = tuple(kept["tiles"])
     return kept
 
 

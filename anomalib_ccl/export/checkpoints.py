@@ -166,11 +166,11 @@ class Checkpoints(Base):
         size, _ = wanted.pop("image_size"), wanted.pop("recipe")
         built = type(self.model)(pre_trained=False, **wanted).train(self.model.training)
         # Part by part, because callbacks hold the model.
-        for part in ("network", "projections", "skip", "noise_probability", "anomaly_map"):
+        for part in ("network", "projections", "skip", "noise_probability", "anomaly_map", "tiling"):
             setattr(self.model, part, getattr(built, part))
         self.model.calibration.subtract_usual = wanted["subtract_usual"]
         if self.pre_processor is not None and "pre_processor" not in self.given:
-            default: Any = self.configure_pre_processor(size, wanted["backbone"])  # type: ignore[call-arg]
+            default: Any = self.configure_pre_processor(size, wanted["backbone"], wanted["tiles"])  # type: ignore[call-arg]
             self.pre_processor.load_checkpoint_config(default.checkpoint_config())  # type: ignore[operator]
 
 

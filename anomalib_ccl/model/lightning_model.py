@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -26,6 +25,7 @@ from anomalib_ccl.model.local_loss import MatchOn
 from anomalib_ccl.model.projection import Projection
 from anomalib_ccl.model.reconstruction.choice import check_image_size, default_backbone, default_image_size
 from anomalib_ccl.model.reconstruction.frozen_backbone import normalization
+from anomalib_ccl.model.tiling import Tiling
 from anomalib_ccl.model.torch_model import AnomalyMap, CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
 from anomalib_ccl.training.averaging import NetworkAveraging, check_decay
@@ -58,6 +58,8 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         backbone_weights: A .safetensors or .pth file with the teacher's weights instead.
         image_size: Height and width that images are resized to, in pixels, multiples of the network's stride (of 32 for
             reverse distillation); the checkpoint's, else the network's. A pre-processor of your own takes precedence.
+        tiles: Rows and columns of tiles that large images are cut into, each of image_size and overlapping the next by
+            a quarter: [2, 3] of 256 pixels cover 448 × 640; the checkpoint's, else one. A step trains on one of each.
         recipe: Options that belong together: "paper", the default, is the paper's method; "recommended" finds more
             defects on real products: it sets skip, anomaly_map="refined", subtract_usual, global_weight=0.1 and
             schedule="cosine". Each can still be given.
@@ -131,6 +133,7 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         pre_trained: bool = True,
         backbone_weights: str | Path | None = None,
         image_size: tuple[int, int] | None = None,
+        tiles: tuple[int, int] | None = None,
         recipe: RecipeName | None = None,
         projection: Projection | None = None,
         skip: bool | None = None,
@@ -171,7 +174,7 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         reconstruction = reconstruction or "reverse_distillation"
         reconstruction_args = given.get("reconstruction_args", {})
         backbone = backbone or default_backbone(reconstruction)
-        calibrate = calibrate is not False
+        calibrate, tiles = calibrate is not False, given.get("tiles", (1, 1))
         model = CCLModel(
             backbone,
             pre_trained=False,
@@ -183,6 +186,7 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
             false_alarm_rate=0.05 if false_alarm_rate is None else false_alarm_rate,
             reconstruction=reconstruction,
             reconstruction_args=reconstruction_args,
+            tiles=tiles,
         )
         noise_probability = model.noise_probability
         temperature = model.network.recipe.temperature if temperature is None else temperature
@@ -190,17 +194,12 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         if post_processor is True and false_alarm_rate is not None:
             post_processor = LimitPostProcessor()
         if pre_processor is True:
-            pre_processor = self.configure_pre_processor(image_size, backbone)
-        super().__init__(
-            pre_processor=pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
-        )
+            pre_processor = self.configure_pre_processor(image_size, backbone, tiles)
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.given, self.model = given, model
         if pre_trained or backbone_weights is not None:
             self.model.network.load_when_needed(backbone_weights)
-        check_image_size(self.input_size, self.model.network.stride)
+        check_image_size(self.input_size, self.model.network.stride, self.model.tiling)
         weights = chosen.local_weight, chosen.global_weight
         self.loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
         self.schedule, self.ema_decay, self.torch_compile = chosen.schedule, ema_decay, torch_compile
@@ -211,18 +210,22 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
 
     @staticmethod
     def configure_pre_processor(
-        image_size: tuple[int, int] | None = None, backbone: str | None = "wide_resnet50_2"
+        image_size: tuple[int, int] | None = None,
+        backbone: str | None = "wide_resnet50_2",
+        tiles: tuple[int, int] = (1, 1),
     ) -> PreProcessor:
         """Build the default pre-processor: resize, then normalise as the backbone was trained.
 
         Args:
             image_size: Height and width in pixels; (256, 256) if not given.
             backbone: Name of a timm model, whose mean and standard deviation are used; None leaves images in [0, 1].
+            tiles: Rows and columns of tiles of that size that images will be cut into.
 
         Returns:
             The pre-processor.
         """
-        return default_pre_processor(image_size or (256, 256), None if backbone is None else normalization(backbone))
+        size = Tiling(tiles).image_size(image_size or (256, 256))
+        return default_pre_processor(size, None if backbone is None else normalization(backbone))
 
     def on_train_start(self) -> None:
         """Find the class of each training image, say so where there is only one, and prepare the second view."""
@@ -252,11 +255,11 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         """
         del args, kwargs
         labels = self.classes.labels(batch).to(self.device)
-        view = self._second_view(batch.image) if self.loss.needs_view else None
-        encoded = None
-        if self.feature_cache is not None:
-            encoded = self.feature_cache.features(batch.image, batch.image_path, self.model.network.encode)  # type: ignore[arg-type]
-        output = (self._compiled or self.model)(batch.image, view, encoded, self.loss.compares_views)
+        images, names = self.model.tiling.draw(batch.image, batch.image_path)  # type: ignore[arg-type]
+        view = self._second_view(images) if self.loss.needs_view else None
+        cache = self.feature_cache
+        encoded = None if cache is None else cache.features(images, names, self.model.network.encode)
+        output = (self._compiled or self.model)(images, view, encoded, self.loss.compares_views)
 
         reconstruction = self.model.network.reconstruction_loss(output.targets, output.reconstructed, self.progress)
         loss, terms = self.loss(reconstruction, output, labels, gathered)
@@ -293,8 +296,3 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         if self.feature_cache is not None:
             callbacks.append(self.feature_cache)
         return callbacks
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class learning: only normal images are trained on."""
-        return LearningType.ONE_CLASS

@@ -1,6 +1,6 @@
 """The CCL network (Fan et al., https://arxiv.org/abs/2412.04769)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,6 +14,7 @@ from anomalib_ccl.model.projection import Projection, projection_layer
 from anomalib_ccl.model.reconstruction.choice import make_network
 from anomalib_ccl.model.reconstruction.shapes import check_encoded, check_reconstructed, check_scored
 from anomalib_ccl.model.refined_map import refined_map
+from anomalib_ccl.model.tiling import Tiling
 
 AnomalyMap = Literal["paper", "refined"]
 
@@ -81,6 +82,8 @@ class CCLModel(nn.Module):
         reconstruction: The reconstruction network: a name in :data:`~anomalib_ccl.model.reconstruction.choice.NETWORKS`
             or the path of a class derived from :class:`~anomalib_ccl.model.reconstruction.ReconstructionNetwork`.
         reconstruction_args: Further arguments of that network, by name.
+        tiles: Rows and columns of overlapping tiles that images are cut into, in eval mode; see
+            :class:`~anomalib_ccl.model.tiling.Tiling`. In training mode, images are the tiles.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -107,8 +110,10 @@ class CCLModel(nn.Module):
         false_alarm_rate: float = 0.05,
         reconstruction: str = "reverse_distillation",
         reconstruction_args: Mapping[str, Any] | None = None,
+        tiles: Sequence[int] = (1, 1),
     ) -> None:
         super().__init__()
+        self.tiling = Tiling(tiles)
         self.network = make_network(reconstruction, backbone, pre_trained, backbone_weights, reconstruction_args)
         if noise_probability is None:
             noise_probability = self.network.recipe.noise_probability
@@ -200,16 +205,9 @@ class CCLModel(nn.Module):
         Raises:
             ValueError: If the height or width of the images is not a multiple of the network's stride.
         """
-        self._check_size(images)
-        targets, inputs = self.network.encode(images)
-        embedding = self.network.embed(self._beside(inputs, self._project(inputs)))
-        pooled = self.network.pool(embedding)
-        map_of = self.network.anomaly_map if self.anomaly_map == "paper" else refined_map
-        raw_map = map_of(targets, self.network.decode(embedding), (images.shape[-2], images.shape[-1]))
-        if not torch.compiler.is_compiling():  # an exporter would take the sizes for fixed
-            check_scored(self.network, images, pooled, raw_map)
+        pooled, raw_map = self.tiling.find(self._find, images)
         raw_map = self.calibration.unusual(pooled, raw_map)
-        return Scored(pooled, raw_map, self.network.score(raw_map))
+        return Scored(pooled, raw_map, self.tiling.score(self.network.score, raw_map))
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Give the maps of images that are projected, as they are before.
@@ -218,15 +216,28 @@ class CCLModel(nn.Module):
             images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of the stride.
 
         Returns:
-            Maps of shape ``(B, C_l, H_l, W_l)``, one for each scale.
+            Maps of shape ``(B, C_l, H_l, W_l)``, one for each scale; of tiles, their mean at each position.
         """
-        return self.network.encode(images)[1][: len(self.projections)]
+        return self.tiling.mean(lambda tile: self.network.encode(tile)[1][: len(self.projections)], images)
+
+    def _find(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the embeddings, of shape ``(B, D)``, and the maps, of shape ``(B, 1, H, W)``, of images or tiles."""
+        self._check_size(images)
+        targets, inputs = self.network.encode(images)
+        embedding = self.network.embed(self._beside(inputs, self._project(inputs)))
+        pooled = self.network.pool(embedding)
+        map_of = self.network.anomaly_map if self.anomaly_map == "paper" else refined_map
+        raw_map = map_of(targets, self.network.decode(embedding), (images.shape[-2], images.shape[-1]))
+        if not torch.compiler.is_compiling():  # an exporter would take the sizes for fixed
+            check_scored(self.network, images, pooled, raw_map)
+        return pooled, raw_map
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
         if height % self.network.stride or width % self.network.stride:
+            what = "images" if self.tiling.count == 1 else "tiles"
             msg = (
-                f"images of {height} × {width} pixels do not fit the network: height and width must be multiples of "
+                f"{what} of {height} × {width} pixels do not fit the network: height and width must be multiples of "
                 f"{self.network.stride}. Let the pre-processor resize them."
             )
             raise ValueError(msg)

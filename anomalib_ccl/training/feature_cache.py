@@ -20,7 +20,7 @@ Encoded = tuple[list[Tensor], list[Tensor]]
 
 
 class FeatureCache(Callback):
-    """Keeps what each image is encoded to, from the first time they are asked for.
+    """Keeps what each image, or each tile of one, is encoded to, from the first time they are asked for.
 
     They lie in one temporary file for each process, which is freed when the training ends, in whatever way: nothing
     of it is left even by a process that was killed. A resumed training begins with an empty one. Where the file is
@@ -60,9 +60,11 @@ class FeatureCache(Callback):
         dataset: Any = trainer.train_dataloader.dataset  # type: ignore[union-attr]
         for part in datasets_of(dataset):
             _refuse_augmentations(part.augmentations)
+        tiling = pl_module.model.tiling
+        tile = tiling.cut(first_training_image(pl_module))[0]
         with trainer.precision_plugin.forward_context():  # so that the maps have the type of those in training
-            encoded = pl_module.model.network.encode(first_training_image(pl_module).to(pl_module.dtype))
-        self.open(encoded, len(dataset) * trainer.num_devices)
+            encoded = pl_module.model.network.encode(tile.to(pl_module.dtype))
+        self.open(encoded, len(dataset) * tiling.count * trainer.num_devices)
 
     def open(self, example: Encoded, count: int) -> None:
         """Open an empty file.

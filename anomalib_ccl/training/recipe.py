@@ -4,6 +4,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from anomalib import LearningType
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -80,6 +81,11 @@ class FollowsRecipe(Base):
         """
         value = self.model.network.recipe.gradient_norm if gradient_clip_val is None else gradient_clip_val
         self.clip_gradients(optimizer, value, gradient_clip_algorithm)
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class learning: only normal images are trained on."""
+        return LearningType.ONE_CLASS
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
 from anomalib_ccl.model.reconstruction.dinomaly import Dinomaly
 from anomalib_ccl.model.reconstruction.reverse_distillation import ReverseDistillation
 from anomalib_ccl.model.reconstruction.vit import ViT
+from anomalib_ccl.model.tiling import Tiling
 
 NETWORKS: dict[str, type[ReconstructionNetwork]] = {
     "reverse_distillation": ReverseDistillation,
@@ -82,18 +83,21 @@ def default_backbone(name: str) -> str | None:
     return None if backbone is None else backbone.default
 
 
-def check_image_size(size: tuple[int, int] | None, stride: int) -> None:
+def check_image_size(size: tuple[int, int] | None, stride: int, tiling: Tiling) -> None:
     """Refuse a size that a network does not take.
 
     Args:
         size: Height and width of the images, in pixels, if they are known.
         stride: The network's stride.
+        tiling: The tiles that the images are cut into.
 
     Raises:
-        ValueError: If they are not multiples of it.
+        ValueError: If such images cannot be cut so, or the sides of a tile are not multiples of the stride.
     """
-    if size is not None and any(length < stride or length % stride for length in size):
-        height, width = size
+    if size is None:
+        return
+    height, width = tiling.tile_size(size)
+    if any(length < stride or length % stride for length in (height, width)):
         msg = f"image_size must be multiples of {stride} pixels, got {height} × {width}"
         raise ValueError(msg)
 

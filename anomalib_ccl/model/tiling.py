@@ -1,0 +1,225 @@
+"""Images larger than a network, cut into overlapping tiles of the size that it sees."""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+# Neighbours share a quarter of a tile: at its border, a network sees the padding of its convolutions.
+_SHARED = 4
+# PIL refuses to read files of more.
+_MOST_PIXELS = 178_956_970
+
+
+class Tiling:
+    """A grid of tiles, of which neighbours overlap by a quarter of a tile.
+
+    A side of n tiles of length t is ``t + (n - 1) · (t - t // 4)`` pixels long: 2 × 3 tiles of 256 × 256 pixels make an
+    image of 448 × 640. One tile is the image itself.
+
+    anomalib's ``Tiler`` and kornia's ``extract_tensor_patches`` copy all tiles of a batch at once. Both merge maps by
+    their mean, which leaves a step where a tile ends.
+
+    Args:
+        tiles: The numbers of rows and of columns.
+
+    Attributes:
+        tiles: The same, as a tuple.
+        count: Their product.
+
+    Raises:
+        ValueError: If they are not two whole numbers from 1 on.
+
+    Example:
+        >>> tiling = Tiling((2, 3))
+        >>> images = torch.rand(4, 1, *tiling.image_size((16, 32)))
+        >>> tiles = tiling.cut(images)
+        >>> images.shape, len(tiles), tiles[0].shape
+        (torch.Size([4, 1, 28, 80]), 6, torch.Size([4, 1, 16, 32]))
+        >>> torch.equal(tiling.merge(tiles), images)
+        True
+    """
+
+    def __init__(self, tiles: Sequence[int] = (1, 1)) -> None:
+        if not isinstance(tiles, Sequence) or [type(n) for n in tiles] != [int, int] or min(tiles) < 1:
+            msg = f"tiles must be two whole numbers from 1 on, the rows and the columns, got {tiles!r}"
+            raise ValueError(msg)
+        self.tiles = (tiles[0], tiles[1])
+        self.count = tiles[0] * tiles[1]
+
+    def image_size(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Tell which images the grid covers.
+
+        Args:
+            tile: Height and width of a tile, in pixels.
+
+        Returns:
+            Height and width of the image, in pixels.
+
+        Raises:
+            ValueError: If no file has so many pixels.
+
+        Example:
+            >>> Tiling((1000, 1000)).image_size((256, 256))
+            Traceback (most recent call last):
+            ...
+            ValueError: tiles=(1000, 1000) of 256 × 256 pixels make images of 192064 × 192064, more than any file ...
+        """
+        height, width = (length + (n - 1) * _step(length) for length, n in zip(tile, self.tiles, strict=True))
+        if self.count > 1 and height * width > _MOST_PIXELS:
+            msg = (
+                f"tiles={self.tiles} of {tile[0]} × {tile[1]} pixels make images of {height} × {width}, more than any "
+                "file that can be read has; give fewer tiles"
+            )
+            raise ValueError(msg)
+        return height, width
+
+    def tile_size(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Tell which tiles an image is cut into.
+
+        Args:
+            image: Height and width of the image, in pixels.
+
+        Returns:
+            Height and width of a tile, in pixels.
+
+        Raises:
+            ValueError: If no tiles of one size cover exactly such an image.
+
+        Example:
+            >>> Tiling((2, 3)).tile_size((448, 640))
+            (256, 256)
+            >>> Tiling((2, 3)).tile_size((449, 640))
+            Traceback (most recent call last):
+            ...
+            ValueError: images of 449 × 640 pixels cannot be cut into tiles=(2, 3), each overlapping ...
+        """
+        height, width = (_SHARED * length // (3 * n + 1) for length, n in zip(image, self.tiles, strict=True))
+        if self.image_size((height, width)) != tuple(image):
+            msg = (
+                f"images of {image[0]} × {image[1]} pixels cannot be cut into tiles={self.tiles}, each overlapping the "
+                "next by a quarter; let the model's own pre-processor resize them"
+            )
+            raise ValueError(msg)
+        return height, width
+
+    def cut(self, images: Tensor) -> list[Tensor]:
+        """Cut images into tiles, without copying them.
+
+        Args:
+            images: Images or maps of shape ``(B, C, H, W)``.
+
+        Returns:
+            One batch of shape ``(B, C, h, w)`` for each place in the grid, row by row.
+
+        Raises:
+            ValueError: If no tiles of one size cover exactly such images.
+        """
+        height, width = self.tile_size((images.shape[-2], images.shape[-1]))
+        rows, columns = (range(n) for n in self.tiles)
+        corners = [(row * _step(height), column * _step(width)) for row in rows for column in columns]
+        return [images[..., top : top + height, left : left + width] for top, left in corners]
+
+    def merge(self, maps: Sequence[Tensor]) -> Tensor:
+        """Put the maps of tiles together; where two overlap, the one fades into the other.
+
+        Args:
+            maps: Maps of shape ``(B, C, h, w)`` for each place in the grid, in the order of :meth:`cut`.
+
+        Returns:
+            Maps of shape ``(B, C, H, W)``.
+        """
+        rows, columns = self.tiles
+        joined = [_joined(maps[row * columns : (row + 1) * columns], dim=-1) for row in range(rows)]
+        return _joined(joined, dim=-2)
+
+    def draw(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Sequence[str]]:
+        """Take one tile of each image, drawn at random, so that a batch of tiles costs what one of images does.
+
+        Args:
+            images: Images of shape ``(B, C, H, W)``.
+            names: What each is known by.
+
+        Returns:
+            Tiles of shape ``(B, C, h, w)``, and what each of them is known by.
+        """
+        if self.count == 1:
+            return images, names
+        places = torch.randint(self.count, (len(images),)).tolist()
+        tiles = self.cut(images)
+        drawn = torch.stack([tiles[place][index] for index, place in enumerate(places)])
+        return drawn, [f"{name} {place}" for name, place in zip(names, places, strict=True)]
+
+    def find(self, find: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at images tile by tile, in the memory that a batch of tiles takes.
+
+        An exported model takes all tiles of its images in one batch, so that the file has the network once.
+
+        Args:
+            find: Gives embeddings of shape ``(B, D)`` and maps of shape ``(B, 1, h, w)`` of tiles.
+            images: Images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            The mean embedding of the tiles of each image, and their maps, put together.
+        """
+        if self.count == 1:
+            return find(images)
+        tiles = self.cut(images)
+        if torch.compiler.is_compiling():
+            embeddings, maps = (self._of_each(found).unbind() for found in find(torch.cat(tiles)))
+        else:
+            embeddings, maps = zip(*map(find, tiles), strict=True)
+        return torch.stack(embeddings).mean(dim=0), self.merge(maps)
+
+    def score(self, score: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+        """Score maps as the worst of their tiles: a network's mean over all of it would hide a small defect.
+
+        Args:
+            score: Gives scores of shape ``(B, 1)`` of the maps of tiles.
+            maps: Maps of shape ``(B, 1, H, W)``.
+
+        Returns:
+            Scores of shape ``(B, 1)``.
+        """
+        if self.count == 1:
+            return score(maps)
+        return self._of_each(score(torch.cat(self.cut(maps)))).amax(dim=0)
+
+    def mean(self, features: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
+        """Average features over the tiles of each image.
+
+        Args:
+            features: Gives maps of tiles.
+            images: Images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            Maps in the shapes of those of a tile.
+        """
+        first, *others = self.cut(images)
+        total = features(first)
+        for tile in others:
+            total = [torch.add(*pair) for pair in zip(total, features(tile), strict=True)]
+        return [maps / self.count for maps in total]
+
+    def _of_each(self, values: Tensor) -> Tensor:
+        """Separate the values of the tiles, which lie one place behind the other: ``(count, B, …)``."""
+        return values.unflatten(0, (self.count, -1))
+
+
+def _step(length: int) -> int:
+    return length - length // _SHARED
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    length = parts[0].shape[dim]
+    shared, own = length - _step(length), _step(length)
+    weights = (torch.arange(shared, device=parts[0].device, dtype=parts[0].dtype) + 0.5) / shared
+    fade = weights if dim == -1 else weights[:, None]
+
+    def join(before: Tensor, after: Tensor) -> Tensor:
+        begin, end = before.split([before.shape[dim] - shared, shared], dim)
+        again, rest = after.split([shared, own], dim)
+        return torch.cat([begin, torch.lerp(end, again, fade), rest], dim)
+
+    return reduce(join, parts)
