@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import Self
@@ -148,6 +149,9 @@ class Checkpoints(Base):
         self.schedule = chosen.schedule
         prepare_components(self, checkpoint, source)
         super().on_load_checkpoint(checkpoint)
+        if trainer is not None and isinstance(trainer.datamodule, AnomalibDataModule):  # type: ignore[attr-defined]
+            # It was set up before, to resize images as this model did then: large ones would lose their detail.
+            trainer.datamodule._update_augmentations()  # type: ignore[attr-defined]
         rate = saved.get("false_alarm_rate")
         if rate is not None and self.hparams["false_alarm_rate"] is None:
             self.model.calibration.false_alarm_rate = rate

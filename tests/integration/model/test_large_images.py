@@ -91,14 +91,17 @@ def test_one_product_is_recognised_in_each_image_and_what_is_usual_is_learnt_of_
     assert run.model.known_limits().image_size == [56, 112]
 
 
-def test_a_checkpoint_knows_its_tiles(run: Run, sample_root: Path, tmp_path: Path) -> None:
-    model = CCL(backbone=NETWORK["backbone"], visualizer=False)
-    assert tuple(model.input_size) == (256, 256)
+def test_a_checkpoint_knows_its_tiles_and_no_loader_makes_its_images_smaller(
+    run: Run, sample_root: Path, tmp_path: Path
+) -> None:
+    """The loader of a datamodule resizes too, and is set up before the checkpoint is read."""
+    model = CCL(backbone=NETWORK["backbone"], image_size=(32, 32), visualizer=False)
+    same = CCL(backbone=NETWORK["backbone"], visualizer=False, **{n: NETWORK[n] for n in ("image_size", "tiles")})
     engine = Engine(default_root_dir=tmp_path, **QUIET)
+    del model.given["image_size"]  # as if it were the default, which would make them larger
     loaded = CCL.load_from_checkpoint(run.checkpoint)
-    ways = [(run.model, None), (model, run.checkpoint), (loaded, None)]
-    folder = sample_root / "brick/test/good"
-    own, *others = (engine.predict(way, data_path=folder, ckpt_path=checkpoint) for way, checkpoint in ways)
+    ways = [(run.model, None), (loaded, None), (model, run.checkpoint), (same, run.checkpoint)]
+    own, *others = (engine.predict(way, datamodule=make_data(sample_root), ckpt_path=path) for way, path in ways)
     assert tuple(model.input_size) == tuple(loaded.input_size) == (56, 112)
     assert model.hparams["tiles"] == loaded.hparams["tiles"] == (2, 2)
     for batch, expected in [pair for other in others for pair in zip(other, own, strict=True)]:

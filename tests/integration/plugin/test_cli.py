@@ -240,6 +240,7 @@ def test_help_explains_the_constructor_arguments(tmp_path: Path) -> None:
     for argument, text in {
         "local_weight": "Weight of the local contrastive loss; 0 switches it off.",
         "global_weight": "Weight of the global contrastive loss; 0 switches it off.",
+        "tiles": "Rows and columns of tiles that large images are cut into, each of image_size",
         "recipe": 'Options that belong together: "paper", the default, is the paper\'s method; "recommended"',
         "temperature": "Temperature of both contrastive losses, greater than 0.",
         "num_negatives": "Images of other classes that each image is contrasted with",
