@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The demo trains from an installed package's weights, so it need not wait for a hub. One thread, so that every machine adds
-# up in the same order, and because two that share a core with anything else are many times slower.
+# The demo trains from an installed package's weights, so it need not wait for a hub. One thread adds up in the same order
+# whatever the number of cores, and two that share a core with anything else are many times slower.
 DEMO := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH"
 RUN := results/CCL/MultiCategory/latest
 
@@ -18,7 +18,7 @@ demo: $(BIN)/.installed
 		--data configs/data/sample.yaml --output $(RUN)/insight
 	$(DEMO) anomalib export --model CCL --ckpt_path $(RUN)/weights/lightning/model.ckpt \
 		--export_type openvino --export_root $(RUN)
-	$(DEMO) python examples/demo.py $(RUN) datasets/sample
+	$(DEMO) python -W ignore examples/demo.py $(RUN) datasets/sample
 
 # On Linux 6.18 the kernel ended the suite, in the middle of a system call, with a SIGSEGV of its own (si_code SI_KERNEL,
 # no handler called), as it does where a library has spoilt the thread's restartable sequences: glibc registers none here.
