@@ -35,8 +35,8 @@ def scratch(image: NDArray, other: NDArray, severity: float, generator: np.rando
 
 def stain(image: NDArray, other: NDArray, severity: float, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
     """A soft spot that darkens or bleaches the surface but leaves its structure."""
-    alpha = _blob(image.shape[0], 0.12 + 0.08 * severity, generator, softness=0.4)
-    gain = 1 + generator.choice([-1, 1]) * (0.6 + 0.2 * severity)
+    alpha = _blob(image.shape[0], 0.14 + 0.06 * severity, generator, softness=0.4)
+    gain = 1 + generator.choice([-1, 1]) * (0.65 + 0.2 * severity)
     return _blend(image, image * gain, alpha)
 
 

@@ -52,7 +52,7 @@ PRODUCTS = {
     "gravel_coarse": Product("gravel.png", (0, 0, 320, 512), (320, 0, 512, 512), 104, "brick"),
     "gravel_fine": Product("gravel.png", (0, 0, 320, 512), (320, 0, 512, 512), 180, "brick"),
     "retina": Product("retina.jpg", (212, 212, 1198, 820), (212, 820, 1198, 1198), 300, "tissue"),
-    "tissue": Product("ihc.png", (0, 0, 512, 384), (0, 384, 512, 512), 112, "retina"),
+    "tissue": Product("ihc.png", (0, 0, 512, 384), (0, 384, 416, 512), 112, "retina"),
 }
 
 
