@@ -11,14 +11,16 @@ import sys
 from anomalib.visualization import ImageVisualizer
 
 from anomalib_ccl import CCLInferencer
+from anomalib_ccl.metrics.heatmaps import heatmap
 
 
 def main(model: str, image: str, picture: str) -> None:
     """Score the image, print the result and save the picture."""
     prediction = CCLInferencer(model, device="CPU").predict(image)
     score, anomalous = prediction.pred_score.item(), prediction.pred_label.item()
-    print(f"{image}: {prediction.explanation[0]}, score {score:.3f}, {'anomalous' if anomalous else 'normal'}")
-    ImageVisualizer(fields=["image"]).visualize(prediction).save(picture)
+    answer = f"{prediction.explanation[0]}, score {score:.3f}, {'anomalous' if anomalous else 'normal'}"
+    print(f"{image}: {answer}")
+    heatmap(prediction, answer, ImageVisualizer(fields=["image"])).save(picture)
     print(f"heatmap: {picture}")
 
 

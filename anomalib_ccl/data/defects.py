@@ -18,42 +18,42 @@ def scratch(image: NDArray, other: NDArray, severity: float, generator: np.rando
     """A thin bent line, lighter or darker than what it crosses."""
     size = image.shape[0]
     angle = generator.uniform(0, 2 * np.pi)
-    length = size * (0.25 + 0.25 * severity)
+    length = size * (0.35 + 0.25 * severity)
     along = np.linspace(-0.5, 0.5, 24)
     bend = size * generator.normal(0, 0.03) * np.cos(along * np.pi) + size * generator.normal(0, 0.004, 24)
     direction, normal = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     line = _centre(size, generator) + np.outer(along * length, direction) + np.outer(bend, normal)
     # Drawn four times larger: PIL's lines have hard edges.
     canvas = Image.new("L", (4 * size, 4 * size))
-    width = max(4, round(4 * size * (0.005 + 0.01 * severity)))
+    width = max(4, round(4 * size * (0.02 + 0.014 * severity)))
     ImageDraw.Draw(canvas).line([(4 * x, 4 * y) for x, y in line], fill=255, width=width, joint="curve")
     alpha = np.asarray(canvas.resize((size, size), Image.Resampling.BOX)) / 255
-    contrast = generator.choice([-1, 1]) * (0.2 + 0.3 * severity)
+    # Whichever stands out more: white on dark, black on light.
+    contrast = (0.5 + 0.2 * severity) * (1 if image[alpha > 0].mean() < 0.5 else -1)
     return _blend(image, image + contrast, alpha)
 
 
 def stain(image: NDArray, other: NDArray, severity: float, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
     """A soft spot that darkens or bleaches the surface but leaves its structure."""
-    alpha = _blob(image.shape[0], 0.08 + 0.1 * severity, generator, softness=0.5)
-    gain = 1 + generator.choice([-1, 1]) * (0.2 + 0.35 * severity)
+    alpha = _blob(image.shape[0], 0.14 + 0.06 * severity, generator, softness=0.4)
+    gain = 1 + generator.choice([-1, 1]) * (0.65 + 0.2 * severity)
     return _blend(image, image * gain, alpha)
 
 
 def foreign(image: NDArray, other: NDArray, severity: float, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
-    """A piece of another product, in the brightness and contrast of the place where it lies."""
-    alpha = _blob(image.shape[0], 0.08 + 0.1 * severity, generator)
+    """A piece of another product, in the brightness of the place where it lies."""
+    alpha = _blob(image.shape[0], 0.12 + 0.08 * severity, generator)
     inside = alpha > 0
-    # A free match of the contrast would flatten the piece on a smooth surface and lift its noise on a rough.
-    contrast = np.clip(image[inside].std() / other[inside].std(), 0.35, 1.5)
-    return _blend(image, (other - other[inside].mean(0)) * contrast + image[inside].mean(0), alpha)
+    return _blend(image, other - other[inside].mean() + image[inside].mean(), alpha)
 
 
 def worn(image: NDArray, other: NDArray, severity: float, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
-    """A place that has lost its fine structure but not its brightness."""
-    smooth = gaussian(image, sigma=image.shape[0] * (0.008 + 0.012 * severity), channel_axis=-1)
+    """A place that has lost its fine structure and most of its colour, but not its brightness."""
+    smooth = gaussian(image, sigma=image.shape[0] * (0.025 + 0.02 * severity), channel_axis=-1)
+    smooth += 0.7 * (smooth.mean(-1, keepdims=True) - smooth)
     loss = np.abs(image - smooth).mean(-1)
     # Where there is little structure, wear would not show.
-    spots = [_blob(image.shape[0], 0.09 + 0.1 * severity, generator) for _ in range(6)]
+    spots = [_blob(image.shape[0], 0.12 + 0.08 * severity, generator) for _ in range(8)]
     return _blend(image, smooth, max(spots, key=lambda alpha: (alpha * loss).sum() / alpha.sum()))
 
 

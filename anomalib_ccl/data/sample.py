@@ -1,4 +1,8 @@
-"""A small data set of six products, cut from the photographs in the wheel of scikit-image."""
+"""A small data set of six products, cut from the photographs in the wheel of scikit-image.
+
+They are free: brick, grass, gravel and retina are under CC0, of ihc no copyright restrictions are known, as the
+documentation of ``skimage.data`` says.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]
+# Of the photographs' parts and of the defects; a set of an earlier one is another set.
+_EDITION = 2
 
 
 class Product(NamedTuple):
@@ -42,11 +48,11 @@ class Product(NamedTuple):
 PRODUCTS = {
     "brick": Product("brick.png", (0, 0, 320, 512), (320, 0, 512, 512), 160, "grass"),
     "grass": Product("grass.png", (0, 0, 320, 512), (320, 0, 512, 512), 160, "brick"),
-    # Two look-alikes: the same stones, coarse and fine. A piece of one in the other is a defect.
-    "gravel_coarse": Product("gravel.png", (0, 0, 320, 512), (320, 0, 512, 512), 104, "gravel_fine"),
-    "gravel_fine": Product("gravel.png", (0, 0, 320, 512), (320, 0, 512, 512), 180, "gravel_coarse"),
+    # Two look-alikes: the same stones, coarse and fine.
+    "gravel_coarse": Product("gravel.png", (0, 0, 320, 512), (320, 0, 512, 512), 104, "brick"),
+    "gravel_fine": Product("gravel.png", (0, 0, 320, 512), (320, 0, 512, 512), 180, "brick"),
     "retina": Product("retina.jpg", (212, 212, 1198, 820), (212, 820, 1198, 1198), 300, "tissue"),
-    "tissue": Product("ihc.png", (0, 0, 512, 320), (0, 320, 512, 512), 150, "retina"),
+    "tissue": Product("ihc.png", (0, 0, 512, 384), (0, 384, 416, 512), 112, "retina"),
 }
 
 
@@ -64,8 +70,8 @@ def make_sample_dataset(
     Six categories: ``brick``, ``grass``, ``gravel_coarse`` and ``gravel_fine`` are grey, ``retina`` and
     ``tissue`` are coloured; the two gravels are look-alikes, which one model for all categories tends to
     confuse. Training and test images come from parts of the photographs that do not overlap. Each kind of
-    defect (a scratch, a stain, a worn place, a piece of another product) comes from hard to see to easy, with
-    its exact mask. The same arguments give the same bytes.
+    defect (a scratch, a stain, a worn place, a piece of another product) comes in several sizes, all of which a
+    person sees at a glance, with its exact mask. The same arguments give the same bytes.
 
     Args:
         root: Folder to make. If it already holds this very set, nothing is done.
@@ -89,12 +95,19 @@ def make_sample_dataset(
         >>> folder.cleanup()
     """
     root = Path(root)
-    recipe = {"seed": seed, "size": size, "train": train, "test_good": test_good, "per_defect": per_defect}
+    recipe = {
+        "edition": _EDITION,
+        "seed": seed,
+        "size": size,
+        "train": train,
+        "test_good": test_good,
+        "per_defect": per_defect,
+    }
     if root.exists() and any(root.iterdir()):
         made_before = root / "sample.json"
         if made_before.exists() and json.loads(made_before.read_text(encoding="utf-8")) == recipe:
             return root
-        msg = f"{root} is not empty and does not hold the sample data set {recipe}; name another folder"
+        msg = f"{root} is not empty and does not hold the sample data set {recipe}; delete it, or name another folder"
         raise FileExistsError(msg)
     root.mkdir(parents=True, exist_ok=True)
     # Made aside and moved, the recipe last, so that an interrupted run does not pass for a set.

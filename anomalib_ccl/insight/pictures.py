@@ -1,5 +1,6 @@
 """Pictures of what a calibrated model knows of its products: the embedding, the scores, the recognised categories."""
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
@@ -32,6 +34,7 @@ _FEWEST_POINTS = 30
 # Rows of a legend that fit beside the embedding.
 _LEGEND_ROWS = 30
 _RATE = 0.05
+_NAME_LETTERS = 20  # in a line
 
 
 def embedding_picture(scores: Scores) -> Figure:
@@ -72,7 +75,10 @@ def embedding_picture(scores: Scores) -> Figure:
 
     marks = {**_KINDS, "prototype": _PROTOTYPE}
     handles = [
-        *(Line2D([], [], marker="s", ls="", color=c, label=f"{i}  {x}") for i, (x, c) in enumerate(colours.items(), 1)),
+        *(
+            Line2D([], [], marker="s", ls="", color=c, label=f"{i}  {_label(x)}")
+            for i, (x, c) in enumerate(colours.items(), 1)
+        ),
         *(Line2D([], [], ls="", color="grey", label=label, **style) for label, style in marks.items()),
     ]
     figure.legend(handles=handles, loc="outside right upper", ncols=legend_columns)
@@ -82,8 +88,8 @@ def embedding_picture(scores: Scores) -> Figure:
 def score_picture(images: pd.DataFrame) -> Figure:
     """Draw histograms of the scores of normal and defective test images, before and after calibration.
 
-    A row for each category; all rows have the same axis and the same threshold, that for 5 % of false alarms on the
-    training images.
+    A row for each category, with the number of its images; all rows have the same scores on their axis and the same
+    threshold, that for 5 % of false alarms on the training images.
 
     Args:
         images: The images of :class:`~anomalib_ccl.insight.Scores`.
@@ -93,16 +99,18 @@ def score_picture(images: pd.DataFrame) -> Figure:
     """
     test = images[images["subset"] == "test"]
     names = sorted(test["category"].unique())
-    figure = Figure(figsize=(9, 1.3 + 0.9 * len(names)), layout="constrained")
-    grid = figure.subplots(len(names), len(SCORES), sharex="col", squeeze=False)
+    figure = Figure(figsize=(10, 1.4 + 0.95 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), len(SCORES), sharex="col", sharey="row", squeeze=False)
     for score, stage, column in zip(SCORES, ("before", "after"), grid.T, strict=True):
         limit = threshold(images, score, _RATE)
         bins = np.linspace(test[score].min(), test[score].max(), 41).tolist()
         for axes, name in zip(column, names, strict=True):
             _draw_scores(axes, test[test["category"] == name], score, bins, limit)
-        column[-1].set_xlabel(f"image score {stage} calibration")
+        column[0].set_title(f"{stage} calibration", loc="left", weight="bold", pad=8)
+        column[-1].set_xlabel("image score")
     for axes, name in zip(grid[:, 0], names, strict=True):
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_ylabel(_label(name), rotation=0, ha="right", va="center")
+    figure.supylabel("number of images", size="medium")
     exceeded = f"threshold: exceeded by {100 * _RATE:.0f} % of the training images"
     handles = [
         Patch(facecolor=_NORMAL, label="normal"),
@@ -128,12 +136,14 @@ def confusion_picture(images: pd.DataFrame) -> Figure:
     share = pd.crosstab(test["category"], test["recognised"], normalize="index")
     share = 100 * share.reindex(index=names, columns=[*names, *others, UNKNOWN], fill_value=0)
 
-    side = 3 + 0.5 * len(names)
+    columns, rows = list(map(_label, share.columns)), list(map(_label, share.index))
+    lines = max(label.count("\n") + 1 for label in columns)
+    side = 3 + max(0.5, 0.2 * lines) * len(names)
     figure = Figure(figsize=(side + 0.5, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(share.shape[1]), share.columns, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(share.shape[0]), share.index)
+    axes.set_xticks(range(share.shape[1]), columns, rotation=90)
+    axes.set_yticks(range(share.shape[0]), rows)
     axes.set(xlabel="recognised as", ylabel="category", title="Recognition of the test images (%)")
     for (row, column), value in np.ndenumerate(share):
         if value:
@@ -142,18 +152,18 @@ def confusion_picture(images: pd.DataFrame) -> Figure:
 
 
 def _draw_scores(axes: Axes, images: pd.DataFrame, score: str, bins: list[float], limit: float) -> None:
-    """Draw the histograms of one category, each as shares of its images."""
+    """Draw the histograms of one category."""
     normal, defective = images.loc[~images["anomalous"], score], images.loc[images["anomalous"], score]
     shares = []
     step: dict[str, Any] = {"color": _DEFECTIVE, "histtype": "step", "hatch": "////"}
     for rate, part, style in (("false alarms", normal, {"color": _NORMAL}), ("detected", defective, step)):
         if len(part):
-            axes.hist(part, bins, weights=np.full(len(part), 1 / len(part)), **style)
+            axes.hist(part, bins, **style)
             shares.append(f"{rate} {100 * (part > limit).mean():.1f} %")
     axes.axvline(limit, color="black", ls="--", lw=1)
     axes.set_title(", ".join(shares), loc="right", size="small", pad=2)
-    axes.set_yticks([])
-    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _flat(vectors: np.ndarray, method: str) -> np.ndarray:
@@ -162,6 +172,11 @@ def _flat(vectors: np.ndarray, method: str) -> np.ndarray:
         return PCA(2, random_state=0).fit_transform(vectors)
     few = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors)
     return TSNE(perplexity=min(30, len(vectors) / 4), random_state=0).fit_transform(few)
+
+
+def _label(name: str) -> str:
+    """Write a name in several lines if it is long, and without matplotlib's taking parts of it for formulas."""
+    return fill(name, _NAME_LETTERS).replace("$", r"\$")
 
 
 def _write(axes: Axes, text: str, place: tuple[float, float]) -> None:

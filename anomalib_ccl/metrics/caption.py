@@ -13,7 +13,7 @@ _SMALLEST = 13  # pixels, below which letters are hard to read
 _DEJAVU = str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))  # Latin, Greek, Cyrillic, Hebrew, Arabic
 
 
-def add_caption(picture: Image.Image, text: str, config: dict[str, Any]) -> Image.Image:
+def add_caption(picture: Image.Image, text: str, config: dict[str, Any], edge: str | None = None) -> Image.Image:
     r"""Put words in a strip under a picture; on a narrow one they take several lines.
 
     Args:
@@ -21,6 +21,7 @@ def add_caption(picture: Image.Image, text: str, config: dict[str, Any]) -> Imag
         text: The words. A letter that no font on this computer has is written as its number: ``\u7269``.
         config: ``text_config`` of :class:`~anomalib.visualization.ImageVisualizer`: its ``font`` and ``size``, where
             they are given, and its ``color`` and ``background``.
+        edge: Colour of a bar at the left edge of the strip, if there is to be one.
 
     Returns:
         The picture with the strip, as wide as before.
@@ -34,14 +35,17 @@ def add_caption(picture: Image.Image, text: str, config: dict[str, Any]) -> Imag
     path, text = _font_for(text, config["font"])
     font = ImageFont.truetype(path, size)
     margin = size // 3
-    lines = _wrapped(text, font, picture.width - 2 * margin)
+    left = margin if edge is None else 2 * margin
+    lines = _wrapped(text, font, picture.width - left - margin)
     line_height = sum(font.getmetrics())
     strip = Image.new("RGBA", (picture.width, line_height * len(lines) + 2 * margin), "black")
     if config["background"] is not None:
         strip.alpha_composite(Image.new("RGBA", strip.size, config["background"]))
     draw = ImageDraw.Draw(strip)
+    if edge is not None:
+        draw.rectangle((0, 0, margin - 1, strip.height), fill=edge)
     for number, line in enumerate(lines):
-        draw.text((margin, margin + number * line_height), line, font=font, fill=config["color"])
+        draw.text((left, margin + number * line_height), line, font=font, fill=config["color"])
     captioned = Image.new("RGB", (picture.width, picture.height + strip.height))
     captioned.paste(picture, (0, 0))
     captioned.paste(strip, (0, picture.height))

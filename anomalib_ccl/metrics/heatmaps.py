@@ -7,18 +7,26 @@ from copy import copy
 from itertools import count
 from pathlib import Path
 
-from anomalib.data import ImageItem
+from anomalib.data import ImageItem, NumpyImageBatch
+from anomalib.utils.path import convert_to_title_case
 from anomalib.visualization import ImageVisualizer
+from anomalib.visualization.image.functional import dynamic_font_size
 from lightning.pytorch import Callback
-from PIL import Image
+from PIL import Image, ImageFont
 
 from anomalib_ccl.data.ranges import PixelRanges
 from anomalib_ccl.data.reading import is_deep, is_turned, read_image
 from anomalib_ccl.data.views import file_of
 from anomalib_ccl.metrics.caption import add_caption
+from anomalib_ccl.metrics.colour_bar import add_colour_bar
 from anomalib_ccl.metrics.full_disk import FULL, writing_to
 
 logger = logging.getLogger(__name__)
+
+# Colours of a verdict, which colour-blind people can tell apart too (Okabe and Ito).
+NORMAL, ANOMALOUS = "#009E73", "#D55E00"
+_SMALLEST = 8  # pixels, below which nobody can read a title
+_BESIDE = 26  # pixels that anomalib leaves free on both sides of a title
 
 
 class Heatmaps:
@@ -57,11 +65,9 @@ class Heatmaps:
         """
         for visualizer, folder in zip(self._visualizers, self.folders, strict=True):
             try:
-                picture = visualizer.visualize(_as_read(item, ranges))
-                if not isinstance(picture, Image.Image):
+                picture = heatmap(_as_read(item, ranges), caption, visualizer)
+                if picture is None:
                     continue
-                if visualizer.text_config["enable"] and caption:
-                    picture = add_caption(picture, caption, visualizer.text_config)
                 _write(picture, folder / place)
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in FULL:
@@ -77,6 +83,36 @@ class Heatmaps:
             logger.warning("%d heatmaps could not be drawn.", self._failed)
 
 
+def heatmap(item: ImageItem | NumpyImageBatch, caption: str, visualizer: ImageVisualizer) -> Image.Image | None:
+    """Draw an image with anomalib's visualizer, a colour bar beside it, and words under it.
+
+    Titles are made small enough for their panels. A visualizer that is told to write no text gets no bar and no words.
+
+    Args:
+        item: The image with its predictions; a batch has one.
+        caption: The words. Their edge has the colour of the verdict.
+        visualizer: What it shows, and how.
+
+    Returns:
+        The picture; None if there is nothing to show.
+
+    Example:
+        >>> import torch
+        >>> item = ImageItem(image=torch.rand(3, 64, 64), anomaly_map=torch.rand(64, 64), pred_label=torch.tensor(True))
+        >>> heatmap(item, "bottle, score 0.775, anomalous", ImageVisualizer()).size
+        (820, 295)
+    """
+    picture = _with_titles_that_fit(visualizer).visualize(item)
+    if not isinstance(picture, Image.Image):
+        return None
+    if not visualizer.text_config["enable"]:
+        return picture
+    if item.anomaly_map is not None:
+        picture = add_colour_bar(picture, visualizer)
+    edge = None if item.pred_label is None else (ANOMALOUS if bool(item.pred_label) else NORMAL)
+    return add_caption(picture, caption, visualizer.text_config, edge) if caption else picture
+
+
 def own_visualizers(callbacks: list[Callback]) -> list[ImageVisualizer]:
     """Find the visualizers that write files as anomalib's does.
 
@@ -88,6 +124,26 @@ def own_visualizers(callbacks: list[Callback]) -> list[ImageVisualizer]:
     """
     visualizers = [x for x in callbacks if isinstance(x, ImageVisualizer)]
     return [x for x in visualizers if type(x).on_test_batch_end is ImageVisualizer.on_test_batch_end]
+
+
+def _with_titles_that_fit(visualizer: ImageVisualizer) -> ImageVisualizer:
+    """Make the titles so small that each fits its panel, or leave them out; anomalib writes over the edge."""
+    text = visualizer.text_config
+    if not text["enable"] or text["size"]:
+        return visualizer
+    titles = [convert_to_title_case(field) for field in visualizer.fields]
+    for base, names in visualizer.overlay_fields:
+        titles.append(f"{convert_to_title_case(base)} + {'+'.join(map(convert_to_title_case, names))}")
+    size = dynamic_font_size(visualizer.field_size)
+    try:
+        font = ImageFont.truetype(text["font"], size) if text["font"] else ImageFont.load_default(size)
+    except OSError:  # of which anomalib warns
+        font = ImageFont.load_default(size)
+    longest = max(font.getlength(title) for title in titles)
+    size = min(size, int(size * (visualizer.field_size[0] - _BESIDE) / longest))
+    fitting = copy(visualizer)
+    fitting.text_config = {**text, "size": size, "enable": size >= _SMALLEST}
+    return fitting
 
 
 def _as_read(item: ImageItem, ranges: PixelRanges | None) -> ImageItem:

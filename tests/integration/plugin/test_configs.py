@@ -81,6 +81,18 @@ def test_command_trains_on_views_and_reports_and_draws_each_of_them(folder: Path
     assert drawn == {view for file in files for view in view_paths(file)}
 
 
+def test_patchcore_sees_the_sample_data_at_the_size_of_the_demo(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    config = CONFIGS / "benchmark/sample_patchcore.yaml"
+    command = ["train", f"--config={config}", f"--default_root_dir={tmp_path}", "--trainer.accelerator=cpu", *SMALL]
+    trained = AnomalibCLI([*command, "--model.visualizer=false"])
+    assert tuple(trained.model.pre_processor.transform.transforms[0].size) == (128, 128)
+    (report,) = tmp_path.rglob("categories.csv")
+    assert len(pd.read_csv(report)) == CATEGORIES["sample"] + 1
+
+
 def test_benchmark_of_the_paper_reports_every_network_on_every_data_set(tmp_path: Path) -> None:
     two = ["toothbrush", "zipper"]
     miniatures.mvtec(tmp_path / "datasets/MVTecAD", two)

@@ -75,6 +75,35 @@ def test_scores_share_axis_and_threshold() -> None:
     assert f"detected {share:.1f} %" in figure.axes[0].get_title(loc="right")
 
 
+def test_scores_are_counted_and_say_before_and_after_at_the_top() -> None:
+    images = many(3, 30).images
+    figure = score_picture(images)
+    figure.draw_without_rendering()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "before calibration",
+        "after calibration",
+        *[""] * 4,
+    ]
+    assert figure.get_supylabel() == "number of images"
+    for axes in figure.axes:
+        normal, defective = (sum(bar.get_height() for bar in axes.patches[:40]), axes.patches[-1].get_xy()[:, 1].max())
+        assert normal == 30
+        assert defective == int(defective) >= 1
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+        assert len(ticks) >= 2
+        assert all(tick == int(tick) for tick in ticks)
+
+
+def test_long_names_take_several_lines_and_dollars_are_no_formulas() -> None:
+    scores = many(2, 3)
+    scores.images["category"] = scores.images["category"].replace("product_00", "cost $5 or $6 " + "x" * 50)
+    for figure in (score_picture(scores.images), confusion_picture(scores.images)):
+        figure.draw_without_rendering()
+        labels = [axes.get_ylabel() for axes in figure.axes] + [x.get_text() for x in figure.axes[0].get_yticklabels()]
+        assert any(label.startswith("cost \\$5 or \\$6 x") and "\n" in label for label in labels)
+
+
 def test_scores_are_drawn_without_normal_images() -> None:
     images = many(3, 30).images
     figure = score_picture(images[(images["subset"] == "train") | images["anomalous"]])
