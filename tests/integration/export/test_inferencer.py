@@ -244,16 +244,22 @@ def inferencer(of_any_size: Path) -> CCLInferencer:
     return CCLInferencer(of_any_size, device="CPU", config=SINGLE_PRECISION)
 
 
+def telling(inferencer: CCLInferencer, product: Path) -> np.ndarray:
+    """The picture whose score is furthest from 0 and 1, because one that is cut off would agree with anything."""
+    pictures = [np.asarray(Image.open(path)) for path in sorted(product.glob("t*/*/*.png"))]
+    return min(pictures, key=lambda picture: abs(inferencer.predict(picture).pred_score.item() - 0.5))
+
+
 @pytest.fixture(scope="module")
-def retina(root: Path) -> np.ndarray:
-    return np.asarray(Image.open(root / "retina/train/good/000.png").convert("RGB"))
+def retina(inferencer: CCLInferencer, root: Path) -> np.ndarray:
+    return telling(inferencer, root / "retina")
 
 
 @pytest.mark.parametrize("product", ["brick", "retina"])
 def test_a_picture_gets_the_same_score_however_a_camera_gives_it(
     inferencer: CCLInferencer, root: Path, tmp_path: Path, product: str
 ) -> None:
-    picture = np.asarray(Image.open(root / product / "train/good/000.png"))
+    picture = telling(inferencer, root / product)
     assert picture.shape == ((64, 64) if product == "brick" else (64, 64, 3))
     deep, colour = picture.astype(np.uint16) * 257, np.dstack([picture] * 3)[..., :3]
     Image.fromarray(colour).save(tmp_path / "8.png")
