@@ -88,6 +88,14 @@ def test_nearest_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert message == f"error: there is no file {tmp_path}/cll_lite0.yaml; did you mean ccl_lite0.yaml?\n"
 
 
+def test_nearest_configuration_of_those_that_come_with_the_package_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, "train", "--config=configs/model/ccl_lite.yaml", "--data=sample.yaml")
+    assert message.endswith("configs/model/ccl_lite.yaml; did you mean ccl_lite0.yaml?\n")
+
+
 @pytest.mark.parametrize("words", [["--model=Padm"], ["--model=Padim", "--model.backbon=x"], ["--modle=Padim"]])
 def test_other_runs_are_refused_in_anomalibs_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "train", *words)
