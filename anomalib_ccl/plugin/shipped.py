@@ -18,7 +18,8 @@ def shipped_configs() -> list[Path]:
         ['benchmark', 'data', 'model']
     """
     package = Path(__file__).parents[1]
-    return sorted(path for root in (package, package.parent) for path in root.glob("configs/*/*.yaml"))
+    root = package if (package / "configs").is_dir() else package.parent
+    return sorted(root.glob("configs/*/*.yaml"))
 
 
 def with_shipped_configs(words: Sequence[str]) -> list[str]:

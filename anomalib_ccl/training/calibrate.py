@@ -54,7 +54,7 @@ def _fit(
     learns_usual: bool = False,
 ) -> None:
     """Fit prototypes and limits in one pass, and learn the mean map of each class on the way if that is asked for."""
-    # What is usual is learnt from images as they are: views have borders that none has.
+    # What is usual is learnt from images as they are: views show each place of a product a little elsewhere.
     view = (lambda images: images) if learns_usual else calibration_view()
     embeddings, scores, classes = [], [], []
     sums: dict[int, Tensor] = {}

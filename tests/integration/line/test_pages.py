@@ -7,26 +7,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typed import ROOT, blocks
 
 from anomalib_ccl import CCLInferencer
 from anomalib_ccl.limits import read_limits
 
-ROOT = Path(__file__).parents[3]
 RUN = Path("results/CCL/MultiCategory/latest")
 MODEL = RUN / "weights/openvino/model.xml"
-
-
-def blocks(page: str) -> Iterator[str]:
-    """The indented blocks of a page."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    for block in re.findall(r"(?:^ {4}.*\n|^\n)+", text, re.MULTILINE):
-        if block.strip():
-            yield "\n".join(line[4:] for line in block.strip("\n").splitlines())
 
 
 class Terminal:
@@ -93,7 +84,7 @@ def folder(trained: Path, new_root: Path, sample_root: Path, tmp_path_factory: p
 
 
 def test_products_come_and_go_as_the_page_says(folder: Path, terminal: Terminal) -> None:
-    add, fit, relight, forget, in_python = blocks("adding-products.md")
+    add, fit, relight, forget, in_python = blocks(ROOT / "docs/adding-products.md")
     output = terminal.type(add)
     assert re.search(r"tissue +6 ", output)
     assert output.strip().endswith(f"Written: {RUN}/added.ckpt")
@@ -108,7 +99,7 @@ def test_products_come_and_go_as_the_page_says(folder: Path, terminal: Terminal)
 
 
 def test_limits_are_set_and_a_program_scores_by_them_as_the_page_says(folder: Path, terminal: Terminal) -> None:
-    limits, in_python, program, inferencer = blocks("at-the-line.md")
+    limits, in_python, program, inferencer = blocks(ROOT / "docs/at-the-line.md")
     output = terminal.type(limits)
     assert re.search(r"retina +\d\.\d{4}", output)
     assert '"false_alarm_rate": 0.01' in output

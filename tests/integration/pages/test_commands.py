@@ -9,7 +9,6 @@ import runpy
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import miniatures
@@ -18,14 +17,16 @@ import yaml
 from anomalib.cli import AnomalibCLI
 from anomalib.engine import Engine
 from PIL import Image
+from typed import ROOT, blocks
 
 from anomalib_ccl import CCL, MultiCategory
 from anomalib_ccl.plugin.shipped import with_shipped_configs
 
-ROOT = Path(__file__).parents[3]
 RUN = Path("results/CCL/MultiCategory/latest")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 THE_LINE = {"adding-products.md", "at-the-line.md"}
+# Commands and Python; other blocks show what is printed.
+TYPED = re.compile(r"(HF_HUB_OFFLINE=1 )?(anomalib|python|make|pip|cmake|from|import|RUN=)\b")
 # Commands that take long and that another test runs.
 ELSEWHERE = {
     "examples/own_network.py": "tests/integration/model/test_every_network.py",
@@ -42,14 +43,6 @@ IN_PYTHON = {
     '"wide_resnet50_2"': '"mobilenetv3_small_100", pre_trained=False, image_size=(64, 64)',
     "max_epochs=100, check_val_every_n_epoch=10": 'max_epochs=1, accelerator="cpu"',
 }
-
-
-def blocks(page: Path) -> Iterator[str]:
-    """The indented blocks of a page that are typed: commands, and Python."""
-    for block in re.findall(r"(?:^ {4}.*\n|^\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):
-        text = "\n".join(line[4:] for line in block.strip("\n").splitlines())
-        if re.match(r"(HF_HUB_OFFLINE=1 )?(anomalib|python|make|pip|cmake|from|import|RUN=)\b", text):
-            yield text
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +131,7 @@ def test_every_command_of_a_page_runs(
     monkeypatch.setenv("RUN", str(RUN))
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    for block in blocks(page):
+    for block in filter(TYPED.match, blocks(page)):
         if block.startswith(("from", "import")):
             exec(re.sub("|".join(IN_PYTHON), lambda found: IN_PYTHON[found[0]], block), {})
             continue
