@@ -47,7 +47,7 @@ def slow(features: list[np.ndarray], reconstructed: list[np.ndarray]) -> np.ndar
         torch.nn.functional.interpolate(torch.tensor(x)[None, None], SIZE, mode="bilinear", align_corners=True)[0, 0]
         for x in layers
     ]
-    return gaussian_filter(np.sum([x.numpy() for x in upsampled], axis=0), 3 * 96 / 256, mode="mirror", truncate=4)
+    return gaussian_filter(np.sum([x.numpy() for x in upsampled], axis=0), 2 * 96 / 256, mode="mirror", truncate=4)
 
 
 def test_the_map_is_the_one_that_loops_over_positions_give() -> None:
