@@ -6,10 +6,12 @@ A row is a model and its options; where they name the categories, the models of 
 Figures in percent: mean over the categories ± standard deviation over seeds and, for image AUROC, the interval in which
 95 % of the means lie that other test images of the same kind would give (1,000 bootstrap samples). For CCL, whose
 scores are in limits of the product, also the images above the limit, normal ones (false alarms) and defective ones
-(found); the limit is that of the model's `false_alarm_rate`.
+(found); the limit is that of the model's `false_alarm_rate`. Of runs that were repeated the last counts, and a run that
+lacks categories which other seeds of its row have is named and left out.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from scipy.stats import rankdata
 
 FIGURES = ["image_AUROC", "pixel_AUROC", "pixel_AUPRO"]
 CATEGORIES = "data.init_args.categories"
+CACHE = "model.init_args.feature_cache"  # changes no figure
 SAMPLES = 1000
 
 
@@ -31,7 +34,8 @@ def read(folder: Path, content: str) -> pd.DataFrame:
 
 def name_rows(frame: pd.DataFrame) -> pd.Series:
     """Name each row by its model and those options in which the rows differ."""
-    options = [key for key in frame if key.startswith("model.init_args") and frame[key].astype(str).nunique() > 1]
+    options = [key for key in frame if key.startswith("model.init_args") and key != CACHE]
+    options = [key for key in options if frame[key].astype(str).nunique() > 1]
     texts = (
         frame[options]
         .astype(str)
@@ -39,6 +43,18 @@ def name_rows(frame: pd.DataFrame) -> pd.Series:
     )
     alone = frame[CATEGORIES].notna() if CATEGORIES in frame else pd.Series(False, frame.index)
     return frame["model"] + ": " + texts + np.where(alone, ", one model each", "")
+
+
+def whole_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep the last file of each row, seed and category, and the seeds that have all of their row's categories."""
+    # Their names begin with the time.
+    last = frame.groupby(["row", "seed", "category"])["file"].transform("max")
+    frame = frame[frame["file"] == last]
+    own = frame.groupby(["row", "seed"])["category"].transform("nunique")
+    all_ = frame.groupby("row")["category"].transform("nunique")
+    for (row, seed), run in frame[own < all_].groupby(["row", "seed"]):
+        print(f"left out: seed {seed} of {row}, which lacks categories ({run['category'].nunique()})", file=sys.stderr)
+    return frame[own == all_]
 
 
 def bootstrap(images: pd.DataFrame, generator: np.random.Generator) -> np.ndarray:
@@ -77,8 +93,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     categories = read(arguments.folder, "categories").query("category != 'mean'")
-    images = read(arguments.folder, "images").query("category not in @arguments.apart")
+    images = read(arguments.folder, "images")
     categories["row"], images["row"] = name_rows(categories), name_rows(images)
+    categories = whole_runs(categories)
+    kept = categories[["row", "seed", "category"]].assign(stamp=categories["file"].str.removesuffix("-categories.csv"))
+    images = images.assign(stamp=images["file"].str.removesuffix("-images.csv")).merge(kept)
+    images = images.query("category not in @arguments.apart")
     image_figures = [figure for figure in FIGURES if figure.startswith("image")]
     counted = categories.copy()
     counted.loc[counted["category"].isin(arguments.apart), image_figures] = np.nan
