@@ -36,9 +36,6 @@ from anomalib_ccl.training.views import calibration_view
 
 logger = logging.getLogger(__name__)
 
-# What belongs to a moving average of weights that a training could go on with, besides the averaged weights.
-_AVERAGE = ("averaging_state", "current_model_state")
-
 
 class Recalibrated(NamedTuple):
     """What :func:`recalibrate` has made.
@@ -116,8 +113,6 @@ def recalibrate(
     checkpoint["state_dict"] = {**checkpoint["state_dict"], **{name: value.cpu() for name, value in state.items()}}
     checkpoint["training_classes"] = model.classes.state_dict()
     forget_progress(checkpoint, MultiCategory)
-    for name in _AVERAGE:
-        checkpoint.pop(name, None)
     write_checkpoint(checkpoint, path)
     return Recalibrated(path, products, model.model.calibration.false_alarm_rate)
 

@@ -30,7 +30,7 @@ ARCHITECTURE: dict[str, Any] = {
 # What a user gives of these must be what the checkpoint was trained with; ``calibrate``, because thresholds were set on
 # the scores that it made. Everything else may differ. ``pre_trained`` and ``backbone_weights`` say where a new training
 # gets the teacher's weights, which a checkpoint holds. ``local_weight``, ``global_weight``, ``temperature``,
-# ``num_negatives``, ``losses``, ``match_on``, ``match_window``, ``schedule``, ``ema_decay``, ``torch_compile``,
+# ``num_negatives``, ``losses``, ``match_on``, ``match_window``, ``schedule``, ``torch_compile``,
 # ``class_labels``, ``n_pseudo_classes`` and ``feature_cache`` are about how a network is trained, not about what it
 # computes.
 # ``false_alarm_rate`` and the post-processor set thresholds, evaluator and visualizer look on.

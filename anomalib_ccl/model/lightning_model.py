@@ -12,7 +12,6 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_ccl.classes.clustering import ClassCount
@@ -28,7 +27,6 @@ from anomalib_ccl.model.reconstruction.frozen_backbone import normalization
 from anomalib_ccl.model.tiling import Tiling
 from anomalib_ccl.model.torch_model import AnomalyMap, CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
-from anomalib_ccl.training.averaging import NetworkAveraging, check_decay
 from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.epoch_seed import EpochSeed
 from anomalib_ccl.training.feature_cache import FeatureCache
@@ -40,8 +38,6 @@ from anomalib_ccl.training.schedules import Schedule, check_schedule
 from anomalib_ccl.training.views import second_view_for
 
 logger = logging.getLogger(__name__)
-
-_NOT_AVERAGED = ("post_processor", "model.calibration", "model.network.teacher")
 
 
 class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
@@ -86,8 +82,6 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
             project page, which tells no size; without it the whole map, as in the released code.
         schedule: How the learning rates fall: "step", the authors' configuration, to a tenth at 80 % of the training
             (a fault in their code keeps them constant); "cosine" is half a cosine, to 0; or as the network has it.
-        ema_decay: Decay of an exponential moving average of the weights, in (0, 1), which then takes the place of the
-            last weights in validation, checkpoint and trained model; 0.99 averages over about 100 steps.
         torch_compile: Whether ``torch.compile`` compiles the training pass. On a processor it was no faster.
         class_labels: Where the class of a training image comes from: "category" (the datamodule tells it),
             "folder" (the first folder in which the image paths differ), "pseudo" (clusters of the teacher's
@@ -148,7 +142,6 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         match_on: MatchOn = "teacher",
         match_window: int | None = None,
         schedule: Schedule | None = None,
-        ema_decay: float | None = None,
         torch_compile: bool = False,
         class_labels: ClassLabels = "auto",
         n_pseudo_classes: ClassCount = "auto",
@@ -170,7 +163,6 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         chosen: Any = options(recipe, locals())
         projection, skip, anomaly_map, subtract_usual, local_weight, global_weight, schedule = chosen
         check_schedule(chosen.schedule)
-        check_decay(ema_decay)
         reconstruction = reconstruction or "reverse_distillation"
         reconstruction_args = given.get("reconstruction_args", {})
         backbone = backbone or default_backbone(reconstruction)
@@ -202,7 +194,7 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
         check_image_size(self.input_size, self.model.network.stride, self.model.tiling)
         weights = chosen.local_weight, chosen.global_weight
         self.loss = TotalLoss(*weights, temperature, num_negatives, losses, match_on, match_window)
-        self.schedule, self.ema_decay, self.torch_compile = chosen.schedule, ema_decay, torch_compile
+        self.schedule, self.torch_compile = chosen.schedule, torch_compile
         self._compiled: Any = None
         self.classes = TrainingClasses(class_labels, n_pseudo_classes)
         self.calibrate, self.class_output, self.product_input = calibrate, class_output, product_input
@@ -287,12 +279,9 @@ class CCL(FollowsRecipe, Checkpoints, ClassExport, AnomalibModule):
     test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the seed of each epoch, the completion of the model and the average of its weights to anomalib's."""
+        """Add the seed of each epoch and the completion of the model to anomalib's."""
         anomalibs: Any = super().configure_callbacks()
-        # Before the average, which takes the place of the weights at the end, when a resumable checkpoint is saved.
         callbacks = [*anomalibs, EpochSeed(), Completion(self.model, self.classes.labels if self.calibrate else None)]
-        if self.ema_decay is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            callbacks.append(NetworkAveraging(self.ema_decay, _NOT_AVERAGED))
         if self.feature_cache is not None:
             callbacks.append(self.feature_cache)
         return callbacks

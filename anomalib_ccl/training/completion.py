@@ -1,8 +1,7 @@
 """Weights, calibration and thresholds of one moment, however a training ends."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
-from anomalib_ccl.training.averaging import NetworkAveraging
 from anomalib_ccl.training.calibrate import Calibratable, calibrate
 from anomalib_ccl.training.post_processor import forget_thresholds
 from anomalib_ccl.training.thresholds import set_thresholds
@@ -55,8 +53,7 @@ class Completion(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrate before the validation of a training sets the thresholds."""
         if _in_training(trainer):
-            with self._last_weights(trainer, pl_module):
-                self._calibrate(pl_module)
+            self._calibrate(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the model is complete."""
@@ -73,13 +70,9 @@ class Completion(Callback):
         """Complete and save the model of an interrupted training; leave that of a failed one without calibration."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.global_step == 0:
             return
-        for average in _averages(trainer):
-            average.undo(trainer, pl_module)
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.world_size == 1:
             logger.warning("Interrupted: the model is calibrated as it is, and saved.")
             self.on_train_end(trainer, pl_module)
-            for average in _averages(trainer):
-                average.on_train_end(trainer, pl_module)
         elif self._complete_at != trainer.global_step:
             self._network.calibration.reset()
             if type(pl_module.post_processor) is PostProcessor:
@@ -93,9 +86,8 @@ class Completion(Callback):
             pl_module: The model.
         """
         if self._complete_at != trainer.global_step:
-            with self._last_weights(trainer, pl_module):
-                self._calibrate(pl_module)
-                set_thresholds(trainer, pl_module)
+            self._calibrate(trainer, pl_module)
+            set_thresholds(trainer, pl_module)
             self._complete_at = trainer.global_step
 
     def complete_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -107,39 +99,21 @@ class Completion(Callback):
             checkpoint: What will be saved, with the model's state as it was before.
         """
         self.complete(trainer, pl_module)
-        if "averaging_state" not in checkpoint and (averages := _averages(trainer)):
-            # Lightning saves the average only with the whole state of a training.
-            with averages[0].in_place(trainer, pl_module):
-                checkpoint["state_dict"] = {name: value.clone() for name, value in pl_module.state_dict().items()}
         state = {name: value for name, value in pl_module.state_dict().items() if name.startswith(_OF_THE_MOMENT)}
-        for key in ("state_dict", "current_model_state"):
-            if key in checkpoint:
-                checkpoint[key] = {**checkpoint[key], **state}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
 
-    def _calibrate(self, pl_module: Any) -> None:  # noqa: ANN401
+    def _calibrate(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
+        """Calibrate the model with the weights that it is scored and saved with, on all processes."""
+        if trainer.world_size > 1:
+            # The running statistics of each process are those of its own images; the first one's are saved.
+            for buffer in self._network.network.buffers():
+                distributed.broadcast(buffer, src=0)
         if self._labels is not None:
             calibrate(pl_module, self._network, self._labels)
-
-    @contextmanager
-    def _last_weights(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-        """Give the model the weights that it is scored and saved with, on all processes."""
-        with ExitStack() as stack:
-            for average in _averages(trainer):
-                stack.enter_context(average.in_place(trainer, pl_module))
-            if trainer.world_size > 1:
-                # The running statistics of each process are those of its own images; the first one's are saved.
-                for buffer in self._network.network.buffers():
-                    distributed.broadcast(buffer, src=0)
-            yield
 
 
 def _in_training(trainer: Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-
-
-def _averages(trainer: Trainer) -> list[NetworkAveraging]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, NetworkAveraging)]
 
 
 def _save_last(trainer: Trainer) -> None:

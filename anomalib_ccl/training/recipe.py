@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from anomalib import LearningType
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
-from anomalib_ccl.training.averaging import refuse_other_averaging
 from anomalib_ccl.training.schedules import SCHEDULES, Progress, Schedule
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class FollowsRecipe(Base):
         super().setup(stage)
         if stage == "fit":
             limit_training(self.trainer, self.model.network.recipe)
-            refuse_other_averaging(self.trainer)
+            _refuse_averages(self.trainer)
 
     @property
     def progress(self) -> Progress:
@@ -111,3 +111,14 @@ def limit_training(trainer: Trainer, recipe: Any) -> None:  # noqa: ANN401  # of
     trainer.fit_loop.max_epochs = recipe.epochs if recipe.steps is None else -1
     if recipe.steps is not None:
         trainer.fit_loop.epoch_loop.max_steps = recipe.steps
+
+
+def _refuse_averages(trainer: Trainer) -> None:
+    """Refuse Lightning's averages of the weights: what a validation finds for some weights would be averaged too."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+            msg = (
+                f"{type(callback).__name__} would give CCL other weights than those that its thresholds and its "
+                "calibration are found for; take it away"
+            )
+            raise ValueError(msg)

@@ -106,11 +106,11 @@ def test_loaded_model_needs_no_arguments_and_predicts_as_the_trained_one(
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("backbone", [None, TRAINED["backbone"]])
 def test_training_goes_on_with_the_network_of_the_checkpoint(
-    run: Run, ema_decay: float | None, sample_root: Path, tmp_path: Path
+    run: Run, backbone: str | None, sample_root: Path, tmp_path: Path
 ) -> None:
-    model = CCL(None if ema_decay is None else TRAINED["backbone"], ema_decay=ema_decay, visualizer=False)
+    model = CCL(backbone, visualizer=False)
     engine = Engine(default_root_dir=tmp_path, max_epochs=2, **QUIET)
     engine.fit(model, datamodule=make_data(sample_root), ckpt_path=run.checkpoint)
     teacher = model.model.network.teacher
@@ -175,7 +175,6 @@ def test_what_does_not_change_the_network_may_differ(run: Run, sample_root: Path
         "num_negatives": 3,
         "losses": "released",
         "schedule": "cosine",
-        "ema_decay": 0.5,
         "torch_compile": True,
         "class_labels": "pseudo",
         "n_pseudo_classes": 7,

@@ -38,7 +38,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             ["train", "--model=CCL", "--model.projection=standart"],
             "projection of CCL is 'standart', did you mean 'standard'? It takes Optional[Literal['standard', ",
         ),
-        (["train", "--model=CCL", "--model.ema_decay=x"], "ema_decay of CCL is 'x', but takes float | None"),
+        (
+            ["train", "--model=CCL", "--model.false_alarm_rate=x"],
+            "false_alarm_rate of CCL is 'x', but takes float | None",
+        ),
         (["train", *DATA, "--data.datset=x"], "MultiCategory has no argument 'datset'; did you mean 'dataset'?"),
         (["train", "--modle=CCL"], "unknown option 'modle'; did you mean 'model'?"),
         (

@@ -84,12 +84,6 @@ ENDS: dict[str, dict[str, Any]] = {
         "max_epochs": 2,
         "callbacks": [lambda: ModelCheckpoint(monitor="train_loss_epoch", mode="max")],
     },
-    "average": {"max_epochs": 3, "check_val_every_n_epoch": 2, "model": {"ema_decay": 0.5}},
-    "interrupt of an average": {
-        "max_epochs": 9,
-        "callbacks": [lambda: Interrupt(2 * STEPS, in_validation=True)],
-        "model": {"ema_decay": 0.5},
-    },
     "without calibration": {"max_epochs": 3, "check_val_every_n_epoch": 2, "model": {"calibrate": False}},
     "false-alarm rate": {"max_epochs": 3, "check_val_every_n_epoch": 2, "model": {"false_alarm_rate": 0.1}},
     "checkpoint every few steps": {
@@ -98,7 +92,6 @@ ENDS: dict[str, dict[str, Any]] = {
     },
     "weights only": {
         "max_epochs": 1,
-        "model": {"ema_decay": 0.5},
         "callbacks": [lambda: ModelCheckpoint(save_weights_only=True, filename="model")],
     },
 }

@@ -59,7 +59,6 @@ def assert_of_the_products_now(model: CCL) -> None:
 
 ENDS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "as planned": ([], {}),
-    "with an average": ([], {"ema_decay": 0.5}),
     "early": ([lambda: EarlyStopping("val_mean_image_AUROC", patience=1, min_delta=1000, mode="max")], {}),
 }
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from anomalib.data import Folder, MVTecAD
 from anomalib.engine import Engine
 from anomalib.models import get_model
 from lightning import Callback, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
 from anomalib_ccl import CCL, MultiCategory
 
@@ -320,7 +322,6 @@ def test_images_are_normalised_as_the_backbone_was_trained() -> None:
         ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels, got 4 × 4"),
         ({"losses": "official"}, "unknown losses 'official'; choose one of paper, released"),
         ({"schedule": "linear"}, "unknown schedule 'linear'; choose one of step, cosine"),
-        ({"ema_decay": 1}, r"ema_decay must lie in \(0, 1\), got 1; 0.99 averages over about 100 steps"),
         ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),
         ({"n_pseudo_classes": 0}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got 0"),
         ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
@@ -329,3 +330,12 @@ def test_images_are_normalised_as_the_backbone_was_trained() -> None:
 def test_bad_arguments_are_named_with_the_way_out(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CCL(**{**SMALL, **argument})
+
+
+@pytest.mark.parametrize("average", [EMAWeightAveraging, lambda: StochasticWeightAveraging(swa_lrs=1e-3)])
+def test_averages_of_the_weights_are_refused_before_the_training(
+    average: Callable[[], Callback], sample_root: Path, tmp_path: Path
+) -> None:
+    data = MultiCategory(root=sample_root, num_workers=0)
+    with pytest.raises(ValueError, match=r"WeightAveraging would give CCL other weights than those that .* take it"):
+        make_engine(tmp_path, average(), max_epochs=1).fit(CCL(**SMALL), datamodule=data)
