@@ -81,14 +81,15 @@ def test_command_trains_on_views_and_reports_and_draws_each_of_them(folder: Path
     assert drawn == {view for file in files for view in view_paths(file)}
 
 
-def test_patchcore_sees_the_sample_data_at_the_size_of_the_demo(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("config", "side"), [("sample_patchcore", 128), ("patchcore", 160), ("padim", 160)])
+def test_what_ccl_is_compared_with_sees_images_of_the_same_size(
+    config: str, side: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    config = CONFIGS / "benchmark/sample_patchcore.yaml"
-    command = ["train", f"--config={config}", f"--default_root_dir={tmp_path}", "--trainer.accelerator=cpu", *SMALL]
-    trained = AnomalibCLI([*command, "--model.visualizer=false"])
-    assert tuple(trained.model.pre_processor.transform.transforms[0].size) == (128, 128)
+    command = ["train", f"--config={CONFIGS}/benchmark/{config}.yaml", f"--default_root_dir={tmp_path}", *SMALL]
+    command += ["--data.root=datasets/sample", "--trainer.accelerator=cpu", "--model.visualizer=false"]
+    trained = AnomalibCLI(command)
+    assert tuple(trained.model.pre_processor.transform.transforms[0].size) == (side, side)
     (report,) = tmp_path.rglob("categories.csv")
     assert len(pd.read_csv(report)) == CATEGORIES["sample"] + 1
 
