@@ -1,14 +1,13 @@
 """One line instead of a traceback when the input of one of anomalib's commands is bad."""
 
-import errno
 import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
 
+from anomalib_ccl.metrics.full_disk import FULL
+
 _PACKAGE = str(Path(__file__).parents[1])
-# Wherever a disk turns out to be full, the code is not to blame.
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def explain_bad_input() -> None:
@@ -54,7 +53,8 @@ def input_error(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename.startswith(_PACKAGE):
         return text
-    if isinstance(error, OSError) and (error.errno in _FULL or any(f.name == "create_versioned_dir" for f in frames)):
+    # Wherever a disk turns out to be full, the code is not to blame.
+    if isinstance(error, OSError) and (error.errno in FULL or any(f.name == "create_versioned_dir" for f in frames)):
         return f"results cannot be written: {text}; free some space, or choose another folder with --default_root_dir"
     # torch raises a worker's error again with the worker's traceback, as text, before the message.
     if "DataLoader worker process" in text and _PACKAGE in text:
