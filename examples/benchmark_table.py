@@ -104,13 +104,16 @@ def main() -> None:
     counted.loc[counted["category"].isin(arguments.apart), image_figures] = np.nan
 
     columns = ["", "seeds", "image AUROC", "95 % interval", "pixel AUROC", "AUPRO", "false alarms", "found"]
+    columns += [f"image AUROC of {category}" for category in arguments.apart]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for row, frame in counted.groupby("row", sort=False):
         seeds = 100 * frame.groupby("seed")[FIGURES].mean()
         spread = seeds.std() if len(seeds) > 1 else seeds.iloc[0] * np.nan
         image, *pixel = (f"{seeds[x].mean():.1f} ± {spread[x]:.1f}".replace(" ± nan", "") for x in FIGURES)
         own = images[images["row"] == row]
-        cells = [row, str(len(seeds)), image, interval(own), *pixel, *above_the_limit(own)]
+        apart = categories[categories["row"] == row].groupby("category")["image_AUROC"].mean()
+        alone = [f"{100 * apart[category]:.1f}" if category in apart else "" for category in arguments.apart]
+        cells = [row, str(len(seeds)), image, interval(own), *pixel, *above_the_limit(own), *alone]
         print(f"| {' | '.join(cells)} |")
     if arguments.csv:
         table = 100 * categories.groupby(["row", "category"], sort=False)[FIGURES].agg(["mean", "std"])

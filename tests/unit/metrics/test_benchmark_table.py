@@ -71,6 +71,7 @@ def test_image_figures_of_categories_that_stand_apart_are_not_in_the_mean(
     found = table(tmp_path, capsys, monkeypatch, "--apart", "bolt", "--csv", str(tmp_path / "table.csv"))
     assert found["image AUROC"].tolist() == ["100.0"]
     assert found["false alarms"].tolist() == ["0.0"]
+    assert found["image AUROC of bolt"].tolist() == [f"{100 * AUROC['bolt']:.1f}"]
     assert found["pixel AUROC"].tolist() == ["90.0"]
     assert "bolt" in (tmp_path / "table.csv").read_text()
 
