@@ -5,8 +5,6 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from anomalib_ccl.metrics.full_disk import FULL
-
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -47,6 +45,8 @@ def input_error(error: BaseException) -> str | None:
         >>> input_error(ValueError("raised nowhere")) is None
         True
     """
+    from anomalib_ccl.metrics.full_disk import FULL  # noqa: PLC0415  # anomalib may not be imported yet
+
     if not isinstance(error, ValueError | OSError):
         return None
     text = str(error)
