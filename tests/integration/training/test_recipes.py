@@ -56,7 +56,7 @@ def test_the_recommended_recipe_is_the_options_that_it_names(
     assert recommended[0].model.calibration.usual.shape == (2, 1, 8, 8)
 
 
-def test_what_is_usual_is_that_of_the_training_images_as_they_are(
+def test_what_is_taken_off_is_of_the_training_images_as_they_are(
     recommended: tuple[CCL, Engine], sample_root: Path
 ) -> None:
     model = deepcopy(recommended[0])
@@ -66,7 +66,7 @@ def test_what_is_usual_is_that_of_the_training_images_as_they_are(
     with torch.inference_mode():
         raw = model.model.score(model.pre_processor.transform(photographs)).anomaly_map
     blocks = F.avg_pool2d(raw.mean(dim=0, keepdim=True), 8)
-    torch.testing.assert_close(learnt[1:], blocks - blocks.min(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(learnt[1:], 0.7 * (blocks - blocks.min()), rtol=1e-3, atol=1e-3)
 
 
 def test_an_option_that_is_given_wins_over_the_recipe() -> None:
