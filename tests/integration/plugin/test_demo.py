@@ -36,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def commands(folder: Path) -> list[str]:
     """Train, look inside, export, show."""
-    line = ["make", "--dry-run", f"--old-file={BIN}/.installed", f"BIN={BIN}", "demo"]
+    options = ["--dry-run", "--no-print-directory", f"--old-file={BIN}/.installed"]
+    line = ["make", *options, f"BIN={BIN}", "demo"]
     printed = subprocess.run(line, cwd=folder, check=True, capture_output=True, text=True).stdout
     made, *commands = printed.replace("\\\n", " ").splitlines()
     assert made == f"{BIN}/python -m anomalib_ccl.data datasets/sample"
