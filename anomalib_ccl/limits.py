@@ -79,10 +79,9 @@ def set_false_alarm_rate(path: str | Path, false_alarm_rate: float) -> Limits:
     if _is_checkpoint(path):
         checkpoint = _read_checkpoint(path)
         checkpoint["hyper_parameters"]["false_alarm_rate"] = false_alarm_rate
-        for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
-            for name, value in _POST_PROCESSOR_AT_LIMIT.items():
-                if (threshold := state.get(f"post_processor.{name}")) is not None:
-                    threshold.fill_(value)
+        for name, value in _POST_PROCESSOR_AT_LIMIT.items():
+            if (threshold := checkpoint["state_dict"].get(f"post_processor.{name}")) is not None:
+                threshold.fill_(value)
         write_checkpoint(checkpoint, Path(path))
         return _limits_of(path)
     before = read_exported(path)

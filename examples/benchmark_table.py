@@ -47,14 +47,14 @@ def name_rows(frame: pd.DataFrame) -> pd.Series:
 
 def whole_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """Keep the last file of each row, seed and category, and the seeds that have all of their row's categories."""
-    # Their names begin with the time.
-    last = frame.groupby(["row", "seed", "category"])["file"].transform("max")
-    frame = frame[frame["file"] == last]
+    # The names of the files, not of their folders, begin with the time.
+    frame = frame.assign(name=frame["file"].map(lambda path: Path(path).name))
+    frame = frame[frame["name"] == frame.groupby(["row", "seed", "category"])["name"].transform("max")]
     own = frame.groupby(["row", "seed"])["category"].transform("nunique")
-    all_ = frame.groupby("row")["category"].transform("nunique")
-    for (row, seed), run in frame[own < all_].groupby(["row", "seed"]):
+    whole = frame.groupby("row")["category"].transform("nunique")
+    for (row, seed), run in frame[own < whole].groupby(["row", "seed"]):
         print(f"left out: seed {seed} of {row}, which lacks categories ({run['category'].nunique()})", file=sys.stderr)
-    return frame[own == all_]
+    return frame[own == whole]
 
 
 def bootstrap(images: pd.DataFrame, generator: np.random.Generator) -> np.ndarray:

@@ -15,7 +15,7 @@ from anomalib_ccl.model.statistics import (
     of_each_class,
     prototypes_of,
 )
-from anomalib_ccl.model.usual import above_lowest, in_blocks, without_usual
+from anomalib_ccl.model.usual import in_blocks, to_take_off, without_usual
 
 # A class of this many images gives its own spread half of the weight. With 1, 5 and 20 images of a class of realad,
 # its limit was off by 11, 8 and 5.5 % (27, 11 and 6 % without shrinkage); 2 or 10 are as good.
@@ -74,8 +74,8 @@ class ClassCalibration(nn.Module):
         global_scale: Spread of the score of all images, a scalar.
         novelty_threshold: Cosine distance to the nearest prototype above which a product is unknown, a scalar; of shape
             ``(K,)`` once classes were added.
-        usual: What is usual in the map of each class, of shape ``(K, 1, H / 8, W / 8)``, at least 0; K = 0 where that
-            was not learnt.
+        usual: What is taken off the map of each class, seven tenths of what is usual in it, of shape
+            ``(K, 1, H / 8, W / 8)``, at least 0; K = 0 where that was not learnt.
 
     Raises:
         ValueError: If the false-alarm rate is out of its range.
@@ -189,7 +189,7 @@ class ClassCalibration(nn.Module):
             self.location = torch.cat([self.location, torch.lerp(self.global_location, location, weight)])
             self.scale = torch.cat([self.scale, scale])
             if maps is not None:
-                self.usual = torch.cat([self.usual, above_lowest(maps)])
+                self.usual = torch.cat([self.usual, to_take_off(maps)])
 
     def remove(self, index: int) -> None:
         """Forget a class; all else stays as it is, the statistics of all images included.
@@ -227,7 +227,7 @@ class ClassCalibration(nn.Module):
             maps: The mean maps, as :meth:`in_blocks` gives them, of shape ``(K, 1, H / 8, W / 8)``.
         """
         with torch.inference_mode(mode=False):
-            self.usual = above_lowest(maps)
+            self.usual = to_take_off(maps)
 
     def unusual(self, embedding: Tensor, anomaly_map: Tensor) -> Tensor:
         """Take what is usual of its class off the map of each image, ``(B, 1, H, W)``, where that was learnt."""

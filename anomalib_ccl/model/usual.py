@@ -16,8 +16,8 @@ def in_blocks(anomaly_map: Tensor) -> Tensor:
     return F.avg_pool2d(anomaly_map, _BLOCK)
 
 
-def above_lowest(maps: Tensor) -> Tensor:
-    """Give seven tenths of how high mean maps in blocks, of shape ``(K, 1, h, w)``, are above their lowest place."""
+def to_take_off(maps: Tensor) -> Tensor:
+    """Take seven tenths of how high mean maps in blocks, of shape ``(K, 1, h, w)``, are above their lowest place."""
     return _SHARE * (maps.float() - maps.float().amin(dim=(-2, -1), keepdim=True))
 
 
@@ -26,7 +26,7 @@ def without_usual(anomaly_map: Tensor, usual: Tensor, index: Tensor) -> Tensor:
 
     Args:
         anomaly_map: Maps of shape ``(B, 1, H, W)``, at least 0.
-        usual: What is usual of each class, in blocks, of shape ``(K, 1, h, w)``.
+        usual: What to take off, of each class, in blocks, of shape ``(K, 1, h, w)``, as :func:`to_take_off` gives it.
         index: The class of each image, of shape ``(B,)``, K for an unknown product.
 
     Returns:

@@ -45,17 +45,20 @@ def input_error(error: BaseException) -> str | None:
         >>> input_error(ValueError("raised nowhere")) is None
         True
     """
-    from anomalib_ccl.metrics.full_disk import FULL  # noqa: PLC0415  # anomalib may not be imported yet
-
     if not isinstance(error, ValueError | OSError):
         return None
     text = str(error)
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename.startswith(_PACKAGE):
         return text
-    # Wherever a disk turns out to be full, the code is not to blame.
-    if isinstance(error, OSError) and (error.errno in FULL or any(f.name == "create_versioned_dir" for f in frames)):
-        return f"results cannot be written: {text}; free some space, or choose another folder with --default_root_dir"
+    if isinstance(error, OSError):
+        from anomalib_ccl.metrics.full_disk import FULL  # noqa: PLC0415  # brings anomalib along, which takes seconds
+
+        # Wherever a disk turns out to be full, the code is not to blame.
+        if error.errno in FULL or any(f.name == "create_versioned_dir" for f in frames):
+            return (
+                f"results cannot be written: {text}; free some space, or choose another folder with --default_root_dir"
+            )
     # torch raises a worker's error again with the worker's traceback, as text, before the message.
     if "DataLoader worker process" in text and _PACKAGE in text:
         return text.strip().splitlines()[-1].partition(": ")[2]

@@ -114,7 +114,7 @@ def limit_training(trainer: Trainer, recipe: Any) -> None:  # noqa: ANN401  # of
 
 
 def _refuse_averages(trainer: Trainer) -> None:
-    """Refuse Lightning's averages of the weights: what a validation finds for some weights would be averaged too."""
+    """Refuse Lightning's averages of the weights, for which nothing of what a validation finds would be true."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
             msg = (

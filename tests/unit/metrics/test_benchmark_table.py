@@ -79,8 +79,9 @@ def test_image_figures_of_categories_that_stand_apart_are_not_in_the_mean(
 def test_of_a_run_that_was_repeated_the_last_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, "2026-1", 0, pixel=0.2)
-    write(tmp_path, "2026-2", 0, pixel=0.7)
+    for folder, time, pixel in (("b", "2026-1", 0.2), ("a", "2026-2", 0.7)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, time, 0, pixel)
     found = table(tmp_path, capsys, monkeypatch)
     assert found[["seeds", "pixel AUROC"]].to_numpy().tolist() == [["1", "70.0"]]
 
