@@ -4,10 +4,10 @@
 
 A row is a model and its options; where they name the categories, the models of one category each make one row together.
 Figures in percent: mean over the categories ± standard deviation over seeds and, for image AUROC, the interval in which
-95 % of the means lie that other test images of the same kind would give (1,000 bootstrap samples). For CCL, whose
-scores are in limits of the product, also the images above the limit, normal ones (false alarms) and defective ones
-(found); the limit is that of the model's `false_alarm_rate`. Of runs that were repeated the last counts, and a run that
-lacks categories which other seeds of its row have is named and left out.
+95 % of the means lie that other test images of the same kind would give (1,000 bootstrap samples); the CSV file has the
+same of each category. For CCL, whose scores are in limits of the product, also the images above the limit, normal ones
+(false alarms) and defective ones (found); the limit is that of the model's `false_alarm_rate`. Of runs that were
+repeated the last counts, and a run that lacks categories which other seeds of its row have is named and left out.
 """
 
 import argparse
@@ -98,7 +98,6 @@ def main() -> None:
     categories = whole_runs(categories)
     kept = categories[["row", "seed", "category"]].assign(stamp=categories["file"].str.removesuffix("-categories.csv"))
     images = images.assign(stamp=images["file"].str.removesuffix("-images.csv")).merge(kept)
-    images = images.query("category not in @arguments.apart")
     image_figures = [figure for figure in FIGURES if figure.startswith("image")]
     counted = categories.copy()
     counted.loc[counted["category"].isin(arguments.apart), image_figures] = np.nan
@@ -110,13 +109,15 @@ def main() -> None:
         seeds = 100 * frame.groupby("seed")[FIGURES].mean()
         spread = seeds.std() if len(seeds) > 1 else seeds.iloc[0] * np.nan
         image, *pixel = (f"{seeds[x].mean():.1f} ± {spread[x]:.1f}".replace(" ± nan", "") for x in FIGURES)
-        own = images[images["row"] == row]
+        own = images[(images["row"] == row) & ~images["category"].isin(arguments.apart)]
         apart = categories[categories["row"] == row].groupby("category")["image_AUROC"].mean()
         alone = [f"{100 * apart[category]:.1f}" if category in apart else "" for category in arguments.apart]
         cells = [row, str(len(seeds)), image, interval(own), *pixel, *above_the_limit(own), *alone]
         print(f"| {' | '.join(cells)} |")
     if arguments.csv:
         table = 100 * categories.groupby(["row", "category"], sort=False)[FIGURES].agg(["mean", "std"])
+        intervals = {group: interval(own) for group, own in images.groupby(["row", "category"])}
+        table["image_AUROC", "95 % interval"] = pd.Series(intervals)
         table.round(2).to_csv(arguments.csv)
 
 

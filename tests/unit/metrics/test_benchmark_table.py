@@ -73,7 +73,12 @@ def test_image_figures_of_categories_that_stand_apart_are_not_in_the_mean(
     assert found["false alarms"].tolist() == ["0.0"]
     assert found["image AUROC of bolt"].tolist() == [f"{100 * AUROC['bolt']:.1f}"]
     assert found["pixel AUROC"].tolist() == ["90.0"]
-    assert "bolt" in (tmp_path / "table.csv").read_text()
+    each = pd.read_csv(tmp_path / "table.csv", header=[0, 1], index_col=[0, 1]).droplevel(0)
+    assert each.index.tolist() == ["bolt", "nut"]
+    assert each["image_AUROC", "mean"].tolist() == pytest.approx([100 * AUROC["bolt"], 100], abs=0.01)
+    low, high = map(float, each.loc["bolt", ("image_AUROC", "95 % interval")].split(" to "))
+    assert low < 100 * AUROC["bolt"] < high
+    assert each.loc["nut", ("image_AUROC", "95 % interval")] == "100.0 to 100.0"
 
 
 def test_of_a_run_that_was_repeated_the_last_counts(
