@@ -1,8 +1,8 @@
 """Class-aware contrastive learning: one anomaly detection model for many products, as an anomalib plugin.
 
 Installing the package is enough for ``anomalib train --model CCL --data MultiCategory``; see
-:mod:`anomalib_ccl.plugin.registry`. Importing it imports neither torch nor anomalib: its public names are loaded when
-they are first used.
+:mod:`anomalib_ccl.registration.registry`. Importing it imports neither torch nor anomalib: its public names are loaded
+when they are first used.
 
 Example:
     >>> from anomalib_ccl import CCL, MultiCategory
@@ -10,14 +10,15 @@ Example:
     ('CCL', 'MultiCategory')
 """
 
-from anomalib_ccl.plugin import import_hook
+from anomalib_ccl.registration import import_hook
 
 # Type checkers take this name as true; `typing` is too dear for the start of an interpreter.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anomalib_ccl.data import MultiCategory, make_sample_dataset
     from anomalib_ccl.export.inferencer import CCLInferencer
-    from anomalib_ccl.model import CCL, CCLModel, GlobalContrastiveLoss, LocalContrastiveLoss
+    from anomalib_ccl.lightning_model import CCL
+    from anomalib_ccl.model import CCLModel, GlobalContrastiveLoss, LocalContrastiveLoss
 
     __version__: str
 
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CCL": "anomalib_ccl.model",
+    "CCL": "anomalib_ccl.lightning_model",
     "CCLInferencer": "anomalib_ccl.export.inferencer",
     "CCLModel": "anomalib_ccl.model",
     "GlobalContrastiveLoss": "anomalib_ccl.model",

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, NumpyImageBatch
 from anomalib.deploy import CompressionType
+from numpy.typing import NDArray
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -37,12 +37,15 @@ FORMS = {"FP32": None, "FP16": CompressionType.FP16, "INT8_PTQ": CompressionType
 
 def main(checkpoint: Path, data: MultiCategory, config: dict[str, str]) -> None:
     """Predict all test images with the model in every form and print one table."""
-    model = CCL.load_from_checkpoint(checkpoint).eval()
-    # Normalised scores are cut off at 1, and half of the defective images would be equal.
-    model.post_processor.enable_normalization = False
+    # The default post-processor clips scores at twice the limit, and many defective images would be equal.
+    model = CCL.load_from_checkpoint(checkpoint, post_processor=False).eval()
+    names = [*model.class_names, "unknown"]
 
-    def in_pytorch(image: np.ndarray) -> ImageBatch:
-        return model.predict_step(ImageBatch(image=model.pre_processor(torch.from_numpy(image))))
+    def in_pytorch(image: NDArray) -> ImageBatch:
+        images = torch.from_numpy(image)
+        found = model(images)
+        products = [names[index] for index in found.class_index]
+        return ImageBatch(images, pred_score=found.pred_score, anomaly_map=found.anomaly_map, explanation=products)
 
     with TemporaryDirectory() as folder, torch.inference_mode():
         files = {"PyTorch": model.to_torch(folder)}
@@ -57,7 +60,7 @@ def main(checkpoint: Path, data: MultiCategory, config: dict[str, str]) -> None:
     print(pd.DataFrame(table).T.round(2).to_string())
 
 
-def measure(predict: Callable[[np.ndarray], Any], data: MultiCategory) -> dict[str, float]:
+def measure(predict: Callable[[NDArray], ImageBatch | NumpyImageBatch], data: MultiCategory) -> dict[str, float]:
     """Latency and accuracy on all test images, one by one."""
     samples = data.test_data.samples
     metrics, seconds = CategoryMetrics(samples["category"], samples["label_index"]), []
@@ -68,7 +71,7 @@ def measure(predict: Callable[[np.ndarray], Any], data: MultiCategory) -> dict[s
         score, anomaly_map = (torch.as_tensor(x) for x in (prediction.pred_score, prediction.anomaly_map))
         anomaly_map = anomaly_map.reshape(1, *anomaly_map.shape[-2:])
         mask = None if item.gt_mask is None else resize(item.gt_mask[None], anomaly_map.shape[-2:], NEAREST)
-        metrics.update(torch.tensor([index]), score.flatten(), anomaly_map, mask, prediction.explanation)
+        metrics.update(torch.tensor([index]), score.flatten(), anomaly_map, mask, classes=prediction.explanation)
     means = 100 * metrics.compute()[list(FIGURES)].mean()
     return {"latency": 1000 * np.median(seconds), **{name: means[key] for key, name in FIGURES.items()}}
 

@@ -1,6 +1,6 @@
 """CCL on a network of your own: a small convolutional autoencoder on pixels, trained, calibrated, exported to OpenVINO.
 
-python -m anomalib_ccl.data ./datasets/sample
+anomalib-ccl sample ./datasets/sample
 python examples/own_network.py ./datasets/sample 10
 """
 
@@ -20,7 +20,7 @@ class PixelAutoencoder(ReconstructionNetwork):
     stride = 8  # what the sides of an image must be multiples of
     recipe = Recipe(image_size=(64, 64), noise_probability=0.0)  # all else as for reverse distillation
 
-    def __init__(self, width: int = 16) -> None:  # CCL(reconstruction_args={"width": 32}) sets it
+    def __init__(self, width: int = 16) -> None:  # CCL(research={"reconstruction_args": {"width": 32}}) sets it
         super().__init__()
         pairs = [(3, width), (width, 2 * width), (2 * width, 4 * width)]
         down = (nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.BatchNorm2d(b), nn.GELU()) for a, b in pairs)

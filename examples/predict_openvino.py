@@ -1,26 +1,28 @@
-"""Score one image with an exported model, tell its product and save its heatmap.
+"""Score one image with an exported model, name its product and save its heatmap.
 
     python examples/predict_openvino.py MODEL.xml IMAGE PICTURE.png
 
-IMAGE is grey or in colour, with 8 or 16 bits. Without CCL, anomalib's own OpenVINOInferencer does the same with the
-same file, except that it tells no product and reads 8 bits alone.
+IMAGE is grey or in colour, with 8 or 16 bits. Without CCL, anomalib's own OpenVINOInferencer scores it with the same
+file; it names no product and reads 8 bits alone.
 """
 
 import sys
 
-from anomalib.visualization import ImageVisualizer
+import torch
 
 from anomalib_ccl import CCLInferencer
-from anomalib_ccl.metrics.heatmaps import heatmap
+from anomalib_ccl.reports.heatmaps import heatmap
+from anomalib_ccl.reports.predictions import Prediction
 
 
 def main(model: str, image: str, picture: str) -> None:
     """Score the image, print the result and save the picture."""
-    prediction = CCLInferencer(model, device="CPU").predict(image)
-    score, anomalous = prediction.pred_score.item(), prediction.pred_label.item()
-    answer = f"{prediction.explanation[0]}, score {score:.3f}, {'anomalous' if anomalous else 'normal'}"
-    print(f"{image}: {answer}")
-    heatmap(prediction, answer, ImageVisualizer(fields=["image"])).save(picture)
+    found = CCLInferencer(model, device="CPU").predict(image)
+    verdict = "anomalous" if found.pred_label.item() else "normal"
+    row = Prediction(product=found.explanation[0], score=found.pred_score.flat[0], verdict=verdict)
+    print(f"{image}: {row.product}, score {row.score:.3f}, {verdict}")
+    photograph, anomaly_map = (torch.from_numpy(values) for values in (found.image, found.anomaly_map))
+    heatmap(row, photograph[0].permute(2, 0, 1), anomaly_map[0, 0]).save(picture)
     print(f"heatmap: {picture}")
 
 

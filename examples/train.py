@@ -1,6 +1,6 @@
 """Train one model for all categories of a folder, test it and score one image, from Python.
 
-python -m anomalib_ccl.data ./datasets/sample
+anomalib-ccl sample ./datasets/sample
 HF_HUB_OFFLINE=1 python examples/train.py ./datasets/sample --epochs 8
 """
 

@@ -16,9 +16,26 @@ from anomalib.data.datasets.image.mvtecad import CATEGORIES as MVTEC_CATEGORIES
 from anomalib.data.datasets.image.realiad import CATEGORIES as REAL_IAD_CATEGORIES
 from PIL import Image
 
-from anomalib_ccl.data.manta import CATEGORIES, DOMAINS
-
 Names = Collection[str]
+
+#: The categories of each domain of MANTA.
+DOMAINS = {
+    "electronics": (
+        *("block_inductor", "copper_standoff", "flat_nut", "led", "led_pad", "long_button"),
+        *("power_inductor", "short_button", "thin_resistor", "type_c", "wafer_resistor"),
+    ),
+    "mechanics": (
+        *("button", "gear", "nut", "nut_cap", "red_washer", "round_button_cap", "screw"),
+        *("square_button_cap", "terminal", "wire_cap", "yellow_green_washer"),
+    ),
+    "grain": ("maize", "paddy", "soybean", "wheat"),
+    "groceries": ("coffee_beans", "goji_berries", "pistachios"),
+    "medicine": (
+        *("capsule", "coated_tablet", "embossed_tablet", "lettered_tablet", "oblong_tablet"),
+        *("pink_tablet", "red_tablet", "white_tablet", "yellow_tablet"),
+    ),
+}
+CATEGORIES = tuple(sorted(category for categories in DOMAINS.values() for category in categories))
 
 #: Images of each category: training, normal test, defective test.
 TRAIN, GOOD, BAD = 2, 1, 1

@@ -2,18 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
-from torch import Tensor
-from torch.nn import functional as F
+
+from anomalib_ccl.errors import InputError
 
 ClassCount = int | Literal["auto"]
 
@@ -41,25 +39,6 @@ class Clustering(NamedTuple):
     silhouette: float
 
 
-def pooled(features: Sequence[Tensor]) -> Tensor:
-    """Describe each image by one vector: the mean of its features over all positions, at each scale.
-
-    The standard deviation beside the mean made no cluster better, and with the coarsest scale alone there were
-    worse ones.
-
-    Args:
-        features: Maps of shape ``(B, C_l, H_l, W_l)``, one for each scale l.
-
-    Returns:
-        Vectors of shape ``(B, Σ C_l)`` in half precision, the part of each scale of unit length.
-
-    Example:
-        >>> pooled([torch.ones(1, 4, 8, 8), torch.ones(1, 1, 4, 4)])
-        tensor([[0.5000, 0.5000, 0.5000, 0.5000, 1.0000]], dtype=torch.float16)
-    """
-    return torch.cat([F.normalize(f.float().mean(dim=(-2, -1)), dim=1) for f in features], dim=1).half()
-
-
 def pseudo_classes(features: NDArray[np.floating], k: ClassCount = "auto") -> Clustering:
     """Sort images into classes by k-means.
 
@@ -67,7 +46,7 @@ def pseudo_classes(features: NDArray[np.floating], k: ClassCount = "auto") -> Cl
     features give the same classes.
 
     Args:
-        features: One row for each image, of shape ``(N, D)``, as :func:`pooled` makes them.
+        features: One row for each image, of shape ``(N, D)``, such as pooled features.
         k: Number of classes, from 1 to N. ``"auto"`` tries 2 to 50, at most N / 2, and takes the number with the
             highest silhouette (Rousseeuw, 1987); where none reaches 0.5, all images are of one class.
 
@@ -75,7 +54,7 @@ def pseudo_classes(features: NDArray[np.floating], k: ClassCount = "auto") -> Cl
         The classes. Images with equal features are of one class, so there can be fewer classes than k.
 
     Raises:
-        ValueError: If k is less than 1 or more than the number of images.
+        InputError: If k is less than 1 or more than the number of images.
 
     Example:
         >>> features = np.repeat([[0.0, 1.0], [1.0, 0.0]], 3, axis=0)
@@ -111,27 +90,20 @@ def pseudo_classes(features: NDArray[np.floating], k: ClassCount = "auto") -> Cl
 def check_class_count(k: ClassCount, images: int | None = None) -> None:
     """Check that so many classes can be made.
 
-    Args:
-        k: Number of classes, or ``"auto"``.
-        images: Number of images, where it is known.
-
-    Raises:
-        ValueError: If k is neither ``"auto"`` nor a number from 1 to that of the images.
-
     Example:
         >>> check_class_count(9, images=8)
         Traceback (most recent call last):
         ...
-        ValueError: n_pseudo_classes is 9, but there are only 8 training images; give at most 8, or 'auto'
+        anomalib_ccl.errors.InputError: n_pseudo_classes is 9, but there are only 8 training images; give at most ...
     """
     if k == "auto":
         return
     if not isinstance(k, int) or k < 1:
         msg = f"n_pseudo_classes must be 'auto' or a whole number from 1 on, got {k!r}"
-        raise ValueError(msg)
+        raise InputError(msg)
     if images is not None and k > images:
         msg = f"n_pseudo_classes is {k}, but there are only {images} training images; give at most {images}, or 'auto'"
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _k_means(points: NDArray[np.float32], k: int) -> tuple[KMeans, float]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pandas import DataFrame
 
+from anomalib_ccl.errors import InputError
+
 ClassLabels = Literal["auto", "category", "folder", "pseudo"]
 
 
@@ -23,7 +25,7 @@ def class_names(samples: DataFrame, source: ClassLabels = "auto", category: str 
         The class name of each image, by its path, or None where pseudo-classes must be found.
 
     Raises:
-        ValueError: If the category is asked for and nobody tells it.
+        InputError: If the category is asked for and nobody tells it.
 
     Example:
         >>> samples = DataFrame({"image_path": ["data/bolt/good/1.png", "data/nut/good/1.png"]})
@@ -47,5 +49,5 @@ def class_names(samples: DataFrame, source: ClassLabels = "auto", category: str 
             "class_labels='category' needs a datamodule that knows the category of each image, such as MultiCategory; "
             "with this one use 'folder', 'pseudo' or 'auto'"
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return None

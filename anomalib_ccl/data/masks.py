@@ -1,115 +1,63 @@
-"""Which mask belongs to which image, by their names."""
+"""Which pixels of a mask file are defective: those that differ from its background.
 
-from __future__ import annotations
+The background is black, or transparent if any pixel is: a brush of any colour, black too, may be used on a transparent
+layer. In JPEG files, which blur, the pixels above half of the brightest are defective.
+"""
 
-import re
-import unicodedata
-from collections import defaultdict
+from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.tv_tensors import Mask
 
-# Runs of letters and runs of digits: a name may begin or end where one of these does.
-_WORDS = re.compile(r"[^\W\d_]+|\d+|[\W_]")
+from anomalib_ccl.data.reading import cut, file_of, load, orientation_of, turn
+from anomalib_ccl.errors import InputError
 
-
-def pair_masks(images: Mapping[Path, Path], masks: Mapping[Path, Path], where: Path) -> dict[Path, list[Path]]:
-    """Find the masks of images.
-
-    A mask has the name of its image, alone or with something before or after it: ``10.png`` or ``10_mask.png`` for
-    ``10.jpg``. Or it lies, perhaps with others, in a folder of that name: ``10/000.png``. Suffixes do not matter, nor
-    does the case of letters, unless two images differ in nothing else. Where images in several folders have one name,
-    the folder of the mask tells them apart. The position in a list never counts.
-
-    Args:
-        images: For each image its path relative to the folder of the images.
-        masks: For each mask its path relative to the folder of the masks.
-        where: The folder of the images, for messages.
-
-    Returns:
-        The masks of each image that has any.
-
-    Raises:
-        ValueError: If a mask fits no image, or several; or if an image has two masks that are not in a folder of its
-            name.
-
-    Example:
-        >>> images = {Path(f"bad/{name}"): Path(name) for name in ("1.png", "10.png")}
-        >>> masks = {Path(f"truth/{name}"): Path(name) for name in ("10_mask.png", "1_mask.png")}
-        >>> [masks[0].name for image, masks in sorted(pair_masks(images, masks, Path("bad")).items())]
-        ['1_mask.png', '10_mask.png']
-    """
-    names = _Names(images)
-    found: dict[Path, list[Path]] = defaultdict(list)
-    in_folder_of_its_own = set()
-    for mask, relative in masks.items():
-        own = [] if names.named(relative.with_suffix("")) else names.named(relative.parent)
-        if own:
-            in_folder_of_its_own.add(mask)
-        else:
-            own = names.within(relative)
-        if not own:
-            msg = (
-                f"mask {mask} fits no image in {where}: a mask has the name of its image, as in 10.png or 10_mask.png "
-                "for 10.jpg; rename or remove it"
-            )
-            raise ValueError(msg)
-        if len(own) > 1:
-            msg = f"mask {mask} fits {_two(own)}; rename it after one of them"
-            raise ValueError(msg)
-        found[own[0]].append(mask)
-    for image, several in found.items():
-        if len(several) > 1 and not in_folder_of_its_own.issuperset(several):
-            msg = f"image {image} has the masks {_two(several)}; keep one, or lay them in a folder named {image.stem}"
-            raise ValueError(msg)
-    return dict(found)
+_BLACK_IN_JPEG = 16
 
 
-class _Names:
-    """Images by what a mask may call them."""
-
-    def __init__(self, images: Mapping[Path, Path]) -> None:
-        self._relative = images
-        self._by_path: dict[str, list[Path]] = defaultdict(list)
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
-        for image, relative in images.items():
-            self._by_path[_plain(relative.with_suffix("").as_posix())].append(image)
-            for name in (relative.stem, relative.name):  # with its suffix too, for 10.jpg.png
-                self._by_name[_plain(name)].append(image)
-
-    def named(self, path: Path) -> list[Path]:
-        """The images that have a path but for their suffix."""
-        images = self._by_path.get(_plain(path.as_posix()), [])
-        return [image for image in images if self._relative[image].with_suffix("") == path] or images
-
-    def within(self, mask: Path) -> list[Path]:
-        """The images with the longest name that stands in the name of a mask, of several those in its folder."""
-        words = _WORDS.findall(unicodedata.normalize("NFC", mask.stem))
-        for length in range(len(words), 0, -1):
-            parts = ["".join(words[start : start + length]) for start in range(len(words) - length + 1)]
-            # Best at the beginning: 10_mask_2.png is of 10, also where there is an image 2.
-            first = self._by_name.get(_plain(parts[0]), [])
-            images = first or [image for part in parts[1:] for image in self._by_name.get(_plain(part), [])]
-            if images:
-                same_letters = [image for image in images if {image.stem, image.name}.intersection(parts)]
-                images = same_letters or images
-                beside = [image for image in images if _end_alike(self._relative[image].parent, mask.parent)]
-                return [image for image in beside if self._relative[image].parent == mask.parent] or beside
-        return []
+def read_masks(paths: Iterable[str | Path], image_path: str | Path, size: tuple[int, int]) -> Mask:
+    """Read the masks of an image, brought to its size (H, W) and joined, as 0 and 1."""
+    return Mask(torch.from_numpy(reduce(np.maximum, [_fit(read_mask(path), image_path, size) for path in paths])))
 
 
-def _end_alike(one: Path, other: Path) -> bool:
-    """Whether two folders can be of one kind of image: the longer path ends like the shorter one."""
-    length = min(len(one.parts), len(other.parts))
-    return length == 0 or one.parts[-length:] == other.parts[-length:]
+def read_mask(path: str | Path) -> NDArray:
+    """Read a mask, as 0 and 1."""
+    file, view = file_of(path)
+    try:
+        pixels, orientation = load(file, alpha=True)
+        defect = _defect(pixels, lossy=file.lower().endswith((".jpg", ".jpeg")))
+        return turn(cut(defect.astype(np.uint8), view), orientation)
+    except Exception as error:  # PIL's decoders raise errors of many kinds
+        raise InputError(f"cannot read mask {path}: {error}") from error
 
 
-def _plain(name: str) -> str:
-    """The name in small letters, and in one of the two ways in which systems write an umlaut."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+def _defect(pixels: NDArray, *, lossy: bool) -> NDArray:
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    colour, alpha = np.split(pixels, [-1], axis=-1) if pixels.shape[-1] in {2, 4} else (pixels, np.ones(1))
+    brightest = colour.max(axis=-1)
+    if lossy:
+        return brightest > max(brightest.max() / 2, _BLACK_IN_JPEG)
+    drawn = (colour != 0).any(axis=-1)
+    seen = np.broadcast_to((alpha > 0)[..., 0], drawn.shape)
+    kinds = set(np.unique(drawn[seen]))
+    if seen.any() and not seen.all() and len(kinds) == 1:  # a brush on a transparent layer
+        return seen
+    if seen.any() == seen.all() and (len(kinds) == 2 or (pixels == pixels[0, 0]).all()):  # opaque, or of one value
+        return drawn & seen
+    raise InputError("its background is not known; draw the defects in white on black, or on a transparent layer")
 
 
-def _two(paths: list[Path]) -> str:
-    return " and ".join(str(path) for path in paths[:2]) + (" and more" if len(paths) > 2 else "")
+def _fit(defect: NDArray, image_path: str | Path, size: tuple[int, int]) -> NDArray:
+    """Bring a mask to the size of its image, and turn it as that if its size shows that it was painted before."""
+    if defect.shape != size:
+        with Image.open(file_of(image_path)[0]) as image:
+            stored = image.size[::-1]
+        if stored != size and defect.shape[0] * stored[1] == defect.shape[1] * stored[0]:
+            defect = turn(defect, orientation_of(image_path))
+        defect = np.asarray(Image.fromarray(defect).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(defect)

@@ -4,23 +4,20 @@ They are free: brick, grass, gravel and retina are under CC0, of ihc no copyrigh
 documentation of ``skimage.data`` says.
 """
 
-from __future__ import annotations
-
 import json
-import shutil
-import tempfile
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
 
-from anomalib_ccl.data.defects import DEFECTS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from anomalib_ccl.errors import InputError
 
 Box = tuple[int, int, int, int]
 # Of the photographs' parts and of the defects; a set of an earlier one is another set.
@@ -28,15 +25,7 @@ _EDITION = 2
 
 
 class Product(NamedTuple):
-    """What a category shows.
-
-    Attributes:
-        photograph: File in ``skimage/data``.
-        train: Part of the photograph for the training images: left, top, right, bottom, in pixels.
-        test: Part for the test images; it does not overlap with ``train``.
-        crop: Side of the squares cut from the photograph, in pixels.
-        other: The category that gives the foreign pieces.
-    """
+    """What a category shows: squares of two parts of a photograph; ``other`` gives foreign pieces."""
 
     photograph: str
     train: Box
@@ -85,9 +74,10 @@ def make_sample_dataset(
         ``root``.
 
     Raises:
-        FileExistsError: If ``root`` holds anything else than this set.
+        InputError: If ``root`` holds anything else than this set.
 
     Example:
+        >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()
         >>> root = make_sample_dataset(f"{folder.name}/sample", size=32, train=2, test_good=1, per_defect=1)
         >>> sorted(path.name for path in (root / "brick" / "test").iterdir())
@@ -95,27 +85,17 @@ def make_sample_dataset(
         >>> folder.cleanup()
     """
     root = Path(root)
-    recipe = {
-        "edition": _EDITION,
-        "seed": seed,
-        "size": size,
-        "train": train,
-        "test_good": test_good,
-        "per_defect": per_defect,
-    }
-    if root.exists() and any(root.iterdir()):
+    counts = {"train": train, "test_good": test_good, "per_defect": per_defect}
+    recipe = {"edition": _EDITION, "seed": seed, "size": size, **counts}
+    if root.exists() and (root.is_file() or any(root.iterdir())):
         made_before = root / "sample.json"
         if made_before.exists() and json.loads(made_before.read_text(encoding="utf-8")) == recipe:
             return root
         msg = f"{root} is not empty and does not hold the sample data set {recipe}; delete it, or name another folder"
-        raise FileExistsError(msg)
-    root.mkdir(parents=True, exist_ok=True)
-    # Made aside and moved, the recipe last, so that an interrupted run does not pass for a set.
-    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
-        for number, name in enumerate(PRODUCTS):
-            _make_category(Path(folder) / name, name, [seed, number], recipe)
-        for name in PRODUCTS:
-            shutil.move(Path(folder) / name, root / name)
+        raise InputError(msg)
+    for number, name in enumerate(PRODUCTS):
+        _make_category(root / name, name, [seed, number], recipe)
+    # The recipe comes last, so that an interrupted run does not pass for a set.
     (root / "sample.json").write_text(json.dumps(recipe, indent=2), encoding="utf-8")
     return root
 
@@ -123,17 +103,15 @@ def make_sample_dataset(
 def _make_category(folder: Path, name: str, seeds: list[int], recipe: dict[str, int]) -> None:
     product, size = PRODUCTS[name], recipe["size"]
     other = PRODUCTS[product.other]
-    for index in range(recipe["train"]):
-        generator = np.random.default_rng([*seeds, 0, index])
-        image = _photograph(product, product.train, size, generator)
-        _write(folder / "train" / "good" / f"{index:03}.png", image)
-    for index in range(recipe["test_good"]):
-        generator = np.random.default_rng([*seeds, 1, index])
-        image = _photograph(product, product.test, size, generator)
-        _write(folder / "test" / "good" / f"{index:03}.png", image)
-    for number, (kind, paint) in enumerate(DEFECTS.items()):
+    for number, (split, count, part) in enumerate(
+        (("train", recipe["train"], product.train), ("test", recipe["test_good"], product.test))
+    ):
+        for index in range(count):
+            image = _photograph(product, part, size, np.random.default_rng([*seeds, number, index]))
+            _write(folder / split / "good" / f"{index:03}.png", image)
+    for number, (kind, paint) in enumerate(DEFECTS.items(), start=2):
         for index in range(recipe["per_defect"]):
-            generator = np.random.default_rng([*seeds, 2 + number, index])
+            generator = np.random.default_rng([*seeds, number, index])
             image = _photograph(product, product.test, size, generator)
             piece = _photograph(other, other.test, size, generator)
             image, mask = paint(image, piece, (index + 1) / recipe["per_defect"], generator)
@@ -141,7 +119,7 @@ def _make_category(folder: Path, name: str, seeds: list[int], recipe: dict[str, 
             _write(folder / "ground_truth" / kind / f"{index:03}_mask.png", mask[..., None])
 
 
-def _photograph(product: Product, part: Box, size: int, generator: np.random.Generator) -> NDArray:
+def _photograph(product: Product, part: Box, size: int, generator: Generator) -> NDArray:
     """A random square (size, size, C) in [0, 1] from a part of the photograph, as a camera would take it."""
     left, top, right, bottom = part
     crop = product.crop * generator.uniform(0.95, 1.05)
@@ -167,3 +145,75 @@ def _write(path: Path, image: NDArray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.round(image * 255).astype(np.uint8)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, compress_level=1)
+
+
+def _scratch(image: NDArray, other: NDArray, severity: float, generator: Generator) -> tuple[NDArray, NDArray]:
+    """A thin bent line, lighter or darker than what it crosses."""
+    size = image.shape[0]
+    angle = generator.uniform(0, 2 * np.pi)
+    length = size * (0.35 + 0.25 * severity)
+    along = np.linspace(-0.5, 0.5, 24)
+    bend = size * generator.normal(0, 0.03) * np.cos(along * np.pi) + size * generator.normal(0, 0.004, 24)
+    direction, normal = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    line = generator.uniform(0.25 * size, 0.75 * size, 2) + np.outer(along * length, direction) + np.outer(bend, normal)
+    # Drawn four times larger: PIL's lines have hard edges.
+    canvas = Image.new("L", (4 * size, 4 * size))
+    width = max(4, round(4 * size * (0.02 + 0.014 * severity)))
+    ImageDraw.Draw(canvas).line([(4 * x, 4 * y) for x, y in line], fill=255, width=width, joint="curve")
+    alpha = np.asarray(canvas.resize((size, size), Image.Resampling.BOX)) / 255
+    # Whichever stands out more: white on dark, black on light.
+    contrast = (0.5 + 0.2 * severity) * (1 if image[alpha > 0].mean() < 0.5 else -1)
+    return _blend(image, image + contrast, alpha)
+
+
+def _stain(image: NDArray, other: NDArray, severity: float, generator: Generator) -> tuple[NDArray, NDArray]:
+    """A soft spot that darkens or bleaches the surface but leaves its structure."""
+    alpha = _blob(image.shape[0], 0.14 + 0.06 * severity, generator, softness=0.4)
+    gain = 1 + generator.choice([-1, 1]) * (0.65 + 0.2 * severity)
+    return _blend(image, image * gain, alpha)
+
+
+def _foreign(image: NDArray, other: NDArray, severity: float, generator: Generator) -> tuple[NDArray, NDArray]:
+    """A piece of another product, in the brightness of the place where it lies."""
+    alpha = _blob(image.shape[0], 0.12 + 0.08 * severity, generator)
+    inside = alpha > 0
+    return _blend(image, other - other[inside].mean() + image[inside].mean(), alpha)
+
+
+def _worn(image: NDArray, other: NDArray, severity: float, generator: Generator) -> tuple[NDArray, NDArray]:
+    """A place that has lost its fine structure and most of its colour, but not its brightness."""
+    sigma = image.shape[0] * (0.025 + 0.02 * severity)
+    smooth = gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
+    smooth += 0.7 * (smooth.mean(-1, keepdims=True) - smooth)
+    loss = np.abs(image - smooth).mean(-1)
+    # Where there is little structure, wear would not show.
+    spots = [_blob(image.shape[0], 0.12 + 0.08 * severity, generator) for _ in range(8)]
+    return _blend(image, smooth, max(spots, key=lambda alpha: (alpha * loss).sum() / alpha.sum()))
+
+
+#: The kinds of defects by name. Each takes the image and an image of another product (H, W, C), both square
+#: and in [0, 1], a severity in [0, 1] and a random generator, and returns the image with the defect, in
+#: [0, 1], and its boolean mask (H, W). Outside of the mask the image is as it was.
+DEFECTS: dict[str, Callable[[NDArray, NDArray, float, Generator], tuple[NDArray, NDArray]]] = {
+    "foreign": _foreign,
+    "scratch": _scratch,
+    "stain": _stain,
+    "worn": _worn,
+}
+
+
+def _blob(size: int, radius: float, generator: Generator, softness: float = 0.15) -> NDArray:
+    """The opacity of an irregular round spot, whose edge fades over the part ``softness`` of its radius."""
+    x, y = generator.uniform(0.25 * size, 0.75 * size, 2)
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    angle = np.arctan2(rows - y, columns - x)
+    edge = np.ones_like(rows)
+    for k in (2, 3, 4, 5):
+        edge += generator.normal(0, 0.25 / k) * np.cos(k * angle + generator.uniform(0, 2 * np.pi))
+    distance = np.hypot(rows - y, columns - x) / (radius * size)
+    return np.clip((edge - distance) / softness, 0, 1)
+
+
+def _blend(image: NDArray, changed: NDArray, alpha: NDArray) -> tuple[NDArray, NDArray]:
+    mixed = image + alpha[..., None] * (changed - image)
+    return np.clip(mixed, 0, 1), alpha > 0

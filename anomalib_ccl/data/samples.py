@@ -1,39 +1,22 @@
-"""The samples behind a data loader, whatever a user has wrapped around them."""
+"""The samples behind a data loader, whatever a user has wrapped around them.
 
-from __future__ import annotations
+All functions take a data set of anomalib, or subsets and sums of such, as torch's ``Subset``, ``ConcatDataset`` and
+``random_split`` make them.
+"""
 
+from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision.transforms.v2 import Transform
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch.utils.data import Dataset
-    from torchvision.transforms.v2 import Transform
+from anomalib_ccl.errors import InputError
 
 
 def samples_of(dataset: Dataset) -> pd.DataFrame:
-    """Give the table of the samples of a data set, in the order of its items.
-
-    Args:
-        dataset: A data set of anomalib, or subsets and sums of such, as torch's ``Subset``, ``ConcatDataset`` and
-            ``random_split`` make them.
-
-    Returns:
-        A table with a row for each item.
-
-    Raises:
-        TypeError: If it is another data set, which has no such table.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> images: Any = SimpleNamespace(samples=pd.DataFrame({"image_path": ["1.png", "2.png", "3.png"]}))
-        >>> samples_of(ConcatDataset([Subset(images, [2]), Subset(Subset(images, [0, 1]), [1])]))["image_path"].tolist()
-        ['3.png', '2.png']
-    """
+    """Give the table of the samples of a data set, in the order of its items; an ``InputError`` if it has none."""
     if isinstance(dataset, Subset):
         return samples_of(dataset.dataset).iloc[list(dataset.indices)].reset_index(drop=True)
     if isinstance(dataset, ConcatDataset):
@@ -41,22 +24,12 @@ def samples_of(dataset: Dataset) -> pd.DataFrame:
     samples = getattr(dataset, "samples", None)
     if isinstance(samples, pd.DataFrame):
         return samples
-    msg = (
-        f"the images of a {type(dataset).__name__} have no table of samples; train on a datamodule, or on a data set "
-        "of anomalib, a Subset or a ConcatDataset of such"
-    )
-    raise TypeError(msg)
+    way_out = "train on a datamodule, or on a data set of anomalib, a Subset or a ConcatDataset of such"
+    raise InputError(f"the images of a {type(dataset).__name__} have no table of samples; {way_out}")
 
 
-def datasets_of(dataset: Any) -> list[Any]:  # noqa: ANN401
-    """Find the data sets that subsets and sums are made of.
-
-    Args:
-        dataset: As for :func:`samples_of`; or any other, which is made of itself.
-
-    Returns:
-        The data sets, each as often as it is used.
-    """
+def datasets_of(dataset: Dataset) -> list[Dataset]:
+    """Find the data sets that subsets and sums are made of, each as often as it is used."""
     if isinstance(dataset, Subset):
         return datasets_of(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
@@ -65,27 +38,12 @@ def datasets_of(dataset: Any) -> list[Any]:  # noqa: ANN401
 
 
 def collate_of(dataset: Dataset) -> Callable | None:
-    """Find the function that joins items of a data set to a batch, which a ``Subset`` does not tell.
-
-    Args:
-        dataset: As for :func:`datasets_of`.
-
-    Returns:
-        The ``collate_fn`` of the data set that it is made of; None where that has none.
-    """
+    """Find the function that joins items of a data set to a batch, which a ``Subset`` does not give."""
     return getattr(datasets_of(dataset)[0], "collate_fn", None)
 
 
-def with_augmentations(dataset: Any, augmentations: Transform | None) -> Any:  # noqa: ANN401
-    """Copy a data set but for its augmentations.
-
-    Args:
-        dataset: As for :func:`samples_of`.
-        augmentations: Those of the copy.
-
-    Returns:
-        A data set of the same items, which are read with these augmentations. The given one keeps its own.
-    """
+def with_augmentations(dataset: Any, augmentations: Transform | None) -> Any:  # noqa: ANN401  # the type it is given
+    """Copy a data set but for its augmentations; the given one keeps its own."""
     twin = copy(dataset)
     if isinstance(dataset, Subset):
         twin.dataset = with_augmentations(dataset.dataset, augmentations)

@@ -2,14 +2,15 @@
 
 import warnings
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from anomalib_ccl.data.ranges import PixelRanges
-from anomalib_ccl.data.reading import pixels_of, read_image, to_rgb
+from anomalib_ccl.data.reading import PixelRanges, pixels_of, read_image, to_rgb
+from anomalib_ccl.errors import InputError
 
 Frame = str | Path | Image.Image | np.ndarray | torch.Tensor
 
@@ -22,7 +23,6 @@ _CHANNELS = {1, 3, 4}
 _CAMERA_TYPES = {np.dtype(np.uint8), np.dtype(np.uint16)}
 # By how much resizing and other arithmetic on floats may leave the range: a fortieth of a grey level.
 _ROUNDING = 1e-4
-_EXIF_ORIENTATION = 0x0112
 
 
 def to_batch(frame: Frame, ranges: PixelRanges | None = None) -> NDArray[np.float32]:
@@ -31,24 +31,6 @@ def to_batch(frame: Frame, ranges: PixelRanges | None = None) -> NDArray[np.floa
     Grey is expanded, alpha dropped, and what is black and white becomes 0 and 1 by the rule of
     :mod:`anomalib_ccl.data.reading`, as in training; never by what is in the one image, so that a dark one is dark.
 
-    Args:
-        frame: The path of an image file, a PIL image of any mode, or an array or tensor. Its last axis has the channels
-            if that has 1, 3 or 4 of them; otherwise the axis before height and width has. Colours come as red, green
-            and blue; OpenCV has them the other way round. Whole numbers of other types than uint8 and uint16 are taken
-            for 8 bits, and must not exceed 255, unless ``ranges`` tells what is white.
-        ranges: Black and white of the images that the model was trained on. ``None`` is for models that anomalib's own
-            datamodules trained: black and white are those of the type, 0 and 1 for floats, and no image is turned as
-            its EXIF data tell.
-
-    Returns:
-        Array of shape ``(B, 3, H, W)``, in [0, 1]; beyond that, with a warning for whole numbers, what is brighter than
-        the white of ``ranges``, or darker than its black.
-
-    Raises:
-        TypeError: If the frame is none of these, or has numbers of another type.
-        ValueError: If an array has another shape or no pixels, or if its values are beside their range or no numbers.
-        OSError: If a file cannot be read.
-
     Example:
         >>> grey = np.full((4, 5), 51, np.uint8)
         >>> to_batch(grey).shape, to_batch(grey)[0, :, 0, 0]
@@ -56,66 +38,63 @@ def to_batch(frame: Frame, ranges: PixelRanges | None = None) -> NDArray[np.floa
         >>> to_batch(np.zeros((8, 5, 2), np.uint8))
         Traceback (most recent call last):
         ...
-        ValueError: array of shape (8, 5, 2) and type uint8 is no image; accepted are grey, RGB and RGBA images: ...
+        anomalib_ccl.errors.InputError: array of shape (8, 5, 2) and type uint8 is no image; accepted are grey, ...
     """
-    batch = _of_anything(frame, ranges or PixelRanges(), turned=ranges is not None)
-    if ranges and ranges.integers and batch.max() > 1 + _ROUNDING:
+    known, turned = ranges or PixelRanges(), ranges is not None
+    if isinstance(frame, str | Path):
+        batch = _of_file(Path(frame), known, turned)
+    else:
+        batch = _of_array(*_pixels(frame, turned), known)
+    if known.integers and batch.max() > 1 + _ROUNDING:
         # Said once: the text is always the same.
-        msg = (
-            f"images are brighter than {ranges.integers[1]:g}, which was white in training; are they of another depth?"
-        )
+        msg = f"images are brighter than {known.integers[1]:g}, which was white in training; are they of another depth?"
         warnings.warn(msg, stacklevel=2)
     return batch
 
 
-def _of_anything(frame: Frame, ranges: PixelRanges, turned: bool) -> NDArray[np.float32]:
-    if isinstance(frame, str | Path):
-        return _of_file(Path(frame), ranges, turned)
-    if isinstance(frame, Image.Image):
-        what = f"PIL image of mode {frame.mode} and {frame.height} × {frame.width} pixels"
-        return _of_array(_pixels(frame, what, turned), what, ranges)
-    if isinstance(frame, torch.Tensor):
-        # numpy has no bfloat16.
-        frame = (frame.float() if frame.dtype == torch.bfloat16 else frame).detach().cpu().numpy()
-    if not isinstance(frame, np.ndarray):
-        msg = f"{type(frame).__name__} is no image; {_ACCEPTED}"
-        raise TypeError(msg)
-    return _of_array(frame, f"array of shape {frame.shape} and type {frame.dtype}", ranges)
-
-
 def _of_file(path: Path, ranges: PixelRanges, turned: bool) -> NDArray[np.float32]:
+    """Read a file as it is read in training."""
     if not path.is_file():
-        msg = f"{path} is a folder; give one image at a time" if path.is_dir() else f"there is no image {path}"
-        raise FileNotFoundError(msg)
-    try:
-        image = read_image(path, ranges, upright=turned).numpy()
-    except Exception as error:
-        msg = f"cannot read image {path}: {error}"
-        raise OSError(msg) from error
+        msg = f"there is no image {path}; give the path of one image file"
+        raise InputError(msg)
+    image = read_image(path, ranges, upright=turned).numpy()
     if ranges == PixelRanges():
         _check_range(image, f"image {path}", ranges.floats)
     return image[None]
 
 
-def _pixels(picture: Image.Image, what: str, turned: bool) -> NDArray:
+def _pixels(frame: Frame, turned: bool) -> tuple[NDArray, str]:
+    """Take the pixels out of a PIL image, a tensor or an array, and say what it was."""
+    what = type(frame).__name__
     try:
-        if turned and picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        return pixels_of(picture)
-    except (OSError, ValueError) as error:
-        msg = f"{what} cannot be read: {error}; {_ACCEPTED}"
-        raise ValueError(msg) from error
+        if isinstance(frame, Image.Image):
+            what = f"PIL image of mode {frame.mode} and {frame.height} × {frame.width} pixels"
+            # Only where it is needed: the turned copy has no format, which tells the depth of some images.
+            if turned and frame.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                frame = ImageOps.exif_transpose(frame)
+            return pixels_of(frame), what
+        if isinstance(frame, torch.Tensor):
+            # numpy has neither bfloat16 nor 8 bits.
+            narrow = frame.is_floating_point() and frame.dtype != torch.float64
+            frame = (frame.float() if narrow else frame).numpy(force=True)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        msg = f"{what} cannot be read: {shorten(str(error), 200)}; {_ACCEPTED}"
+        raise InputError(msg) from error
+    # Which value masked pixels have is not known.
+    if not isinstance(frame, np.ndarray) or np.ma.isMaskedArray(frame):
+        msg = f"{what} is no image; {_ACCEPTED}"
+        raise InputError(msg)
+    return np.asarray(frame), f"array of shape {frame.shape} and type {frame.dtype}"
 
 
 def _of_array(pixels: NDArray, what: str, ranges: PixelRanges) -> NDArray[np.float32]:
+    """Check an array, and scale it as in training."""
     kind = pixels.dtype.kind
-    if kind not in "buif":
-        msg = f"{what} is no image; {_ACCEPTED}"
-        raise TypeError(msg)
     images = _channels_last(pixels)
-    if images is None or not pixels.size:
-        msg = f"{what} {'is no image' if pixels.size else 'has no pixels'}; {_ACCEPTED}"
-        raise ValueError(msg)
+    if kind not in "buif" or images is None or not pixels.size:
+        fault = "is no image" if pixels.size else "has no pixels"
+        msg = f"{what} {fault}; {_ACCEPTED}"
+        raise InputError(msg)
     if kind == "f" and ranges.floats == PixelRanges().floats:
         _check_range(pixels, what, ranges.floats)
     elif kind in "iu" and ranges.integers is None and pixels.dtype.newbyteorder("=") not in _CAMERA_TYPES:
@@ -125,13 +104,13 @@ def _of_array(pixels: NDArray, what: str, ranges: PixelRanges) -> NDArray[np.flo
         return np.stack([to_rgb(image, ranges).transpose(2, 0, 1) for image in images])
     except ValueError as error:
         msg = f"{what} cannot be scaled: {error}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 def _channels_last(pixels: NDArray) -> NDArray | None:
     """Bring an array into the shape ``(B, H, W, C)``; None if it is neither one image nor a batch of images."""
     if pixels.ndim == 2:
-        return pixels[None, ..., None]
+        pixels = pixels[..., None]
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.ndim != 4:
@@ -142,11 +121,11 @@ def _channels_last(pixels: NDArray) -> NDArray | None:
 
 
 def _check_range(pixels: NDArray, what: str, limits: tuple[float, float]) -> None:
-    """Refuse values beside the range of their type, and those that are no numbers."""
+    """Refuse values outside the range of their type, and those that are not finite."""
     low, high = pixels.min(), pixels.max()
     if not (low >= limits[0] - _ROUNDING and high <= limits[1] + _ROUNDING):
         msg = (
             f"{what} has values from {low:g} to {high:g}: floats must lie between 0 and 1, whole numbers other than "
             "uint16 between 0 and 255; divide by what is white, or give uint8 or uint16"
         )
-        raise ValueError(msg)
+        raise InputError(msg)

@@ -1,28 +1,35 @@
-"""Exported models that tell the product in an image."""
+"""Exported models that name the product in an image."""
 
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from anomalib.data import NumpyImageBatch
 from anomalib.deploy import OpenVINOInferencer
 from numpy.typing import NDArray
 
-from anomalib_ccl.data.ranges import PixelRanges
+from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.frames import Frame, to_batch
-from anomalib_ccl.export.limits_file import CLASS_INDEX, CLASS_NAMES, PIXEL_RANGES, PRODUCT, RAW_SCORE, metadata_of
-from anomalib_ccl.export.model_file import read_model
+from anomalib_ccl.export.model_file import CLASS_INDEX, PIXEL_RANGES, PRODUCT, RAW_SCORE, metadata_of, read_model
+
+if TYPE_CHECKING:
+    import openvino
+    from openvino.utils.data_helpers.wrappers import OVDict
 
 
 class CCLInferencer(OpenVINOInferencer):
-    """anomalib's OpenVINO inferencer, which also tells the product in each image, and takes any frame of a camera.
+    """anomalib's OpenVINO inferencer, which also names the product in each image, and takes any frame of a camera.
 
     It reads what ``anomalib export`` makes of a CCL model, in any precision; nothing else need be copied along. The
     file has the outputs of every anomalib model, and works with anomalib's own inferencer too. Unlike that one, this
     leaves no cache in the working directory; ``config={"CACHE_DIR": ...}`` makes one.
 
+    Several threads may use one inferencer. A copy, or one that was pickled, loads its file again.
+
     Args:
-        path: The exported model: an ``.xml`` file with its ``.bin`` beside it, or an ``.onnx`` file with its
+        path: The exported model: an ``.xml`` file with its ``.bin`` in the same folder, or an ``.onnx`` file with its
             ``.onnx.data``.
         device: Where OpenVINO computes: "AUTO", "CPU", "GPU" or "NPU".
         config: Properties for OpenVINO, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
@@ -33,9 +40,8 @@ class CCLInferencer(OpenVINOInferencer):
         class_names: The names of the classes that the model knows.
 
     Raises:
-        FileNotFoundError: If a file of the model is missing.
-        ValueError: If the model cannot be read, cannot tell products, or was exported for another size than
-            ``image_size``; or if OpenVINO cannot run it on the device.
+        InputError: If a file of the model is missing or cannot be read, if the model knows no products or was exported
+            for another size than ``image_size``, or if OpenVINO cannot run it on the device.
 
     Example:
         >>> inferencer = CCLInferencer("weights/openvino/model.xml", device="CPU")  # doctest: +SKIP
@@ -52,76 +58,62 @@ class CCLInferencer(OpenVINOInferencer):
         config: dict | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        self.image_size = image_size
+        self.path, self.image_size = path, image_size
+        # OpenVINO refuses a request that is in use.
+        self._of_thread = threading.local()
         super().__init__(path, device, config)
 
-    def load_model(self, path: str | Path) -> tuple[Any, Any, Any]:  # type: ignore[override]
-        """Load a model and make the class of each image an output.
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.device, self.config, self.image_size)
 
-        Args:
-            path: The exported model.
-
-        Returns:
-            Its first input, its first output and the compiled model.
-
-        Raises:
-            FileNotFoundError: If a file of the model is missing.
-            ValueError: As of the class.
-        """
+    def load_model(  # type: ignore[override]
+        self, path: str | Path
+    ) -> "tuple[openvino.ConstOutput, openvino.ConstOutput, openvino.CompiledModel]":
+        """Load a model, give it the input ``product``, and make the class of each image an output; see anomalib's."""
         import openvino  # noqa: PLC0415  # as anomalib does
 
         model = read_model(path)
-        names, ranges = metadata_of(model, CLASS_NAMES), metadata_of(model, PIXEL_RANGES)
-        if names is None:
+        metadata = metadata_of(model)
+        if not metadata:
             msg = (
-                f"{path} cannot tell products: it is not the export of a CCL model trained with calibrate=True. "
+                f"{path} cannot name products: it is not the export of a CCL model trained with calibrate=True. "
                 "Export such a model, or use anomalib's OpenVINOInferencer."
             )
-            raise ValueError(msg)
-        self.class_names = names
-        self._ranges = ranges and PixelRanges(**{kind: values and tuple(values) for kind, values in ranges.items()})
+            raise InputError(msg)
+        self.class_names = metadata["class_names"]  # type: ignore[assignment]
+        ranges: dict | None = metadata.get(PIXEL_RANGES)  # type: ignore[assignment]
+        self._ranges = None if ranges is None else PixelRanges(**{k: v and tuple(v) for k, v in ranges.items()})
         if PRODUCT not in {name for given in model.inputs for name in given.names}:
             _add_product(model)
-        if self.image_size is not None:
-            _fix_size(model, path, self.image_size)
         if CLASS_INDEX not in {name for output in model.outputs for name in output.names}:
             model.add_outputs(CLASS_INDEX)
         # In a model compiled for one size, they may have names of other tensors besides.
         self._fields = [output.any_name for output in model.outputs]
         core = openvino.Core()
         try:
+            if self.image_size is not None:
+                _fix_size(model, self.image_size)
             compiled = core.compile_model(model, self.device, self.config)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
             msg = (
-                f"OpenVINO cannot run {path} with device={self.device!r}, config={self.config}: {reason}; "
-                f"devices here: {', '.join(core.available_devices)}"
+                f"OpenVINO cannot run {path} with device={self.device!r}, config={self.config}, image_size="
+                f"{self.image_size}: {reason}; devices here: {', '.join(core.available_devices)}"
             )
-            raise ValueError(msg) from error
+            raise InputError(msg) from error
         return compiled.input(0), compiled.output(0), compiled
 
     def pre_process(self, image: Frame) -> NDArray[np.float32]:  # type: ignore[override]
-        """Make the model's input of an image, or of an array of several; see ``predict``.
-
-        Args:
-            image: The image or images.
-
-        Returns:
-            Array of shape ``(B, 3, H, W)``, in [0, 1].
-        """
+        """Make an array of shape ``(B, 3, H, W)``, in [0, 1], of the image or images; see :meth:`predict`."""
         images = to_batch(image, self._ranges)
-        taken, (count, _, height, width) = self.input_blob.partial_shape, images.shape
+        taken, option = self.input_blob.partial_shape, "image_size" if self.image_size else "the export's input_size"
         if any(own.is_static and own != given for own, given in zip(taken, images.shape, strict=True)):
-            made, option = ("loaded for single", "image_size") if self.image_size else ("exported for", "input_size")
-            msg = (
-                f"the model was {made} images of {taken[2]} × {taken[3]} pixels and cannot take {count} of "
-                f"{height} × {width}; give it such, or do without {option}, which makes it take all sizes"
-            )
-            raise ValueError(msg)
+            msg = f"the model takes images of shape {taken}, not {images.shape}; without {option} it takes all sizes"
+            raise InputError(msg)
         return images
 
     def predict(self, image: Frame, product: str | None = None) -> NumpyImageBatch:
-        """Score an image, or an array of several, and tell the product of each.
+        """Score an image, or an array of several, and name the product of each.
 
         Args:
             image: The path of an image file, a PIL image, or an array or tensor: grey, RGB or RGBA, of 8 or 16 bits, or
@@ -134,29 +126,22 @@ class CCLInferencer(OpenVINOInferencer):
             ``explanation``; ``image`` is what the model was given.
 
         Raises:
-            TypeError: If it is no image.
-            ValueError: If it has another shape, type or range than images have, or another size than the model takes,
-                or if the model does not know the product.
-            OSError: If a file cannot be read.
+            InputError: If it is no image, or has another shape, type, range or size than the model takes; if a file
+                cannot be read; or if the model does not know the product.
         """
         if product is not None and product not in self.class_names:
             msg = f"the model does not know the product {product!r}; it knows {', '.join(self.class_names)}"
-            raise ValueError(msg)
+            raise InputError(msg)
         images = self.pre_process(image)
         index = -1 if product is None else self.class_names.index(product)
-        predictions = self.model({self.input_blob.any_name: images, PRODUCT: np.array([index])})
-        return NumpyImageBatch(image=images, **self.post_process(predictions))
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self.model.create_infer_request()
+        given = {self.input_blob.any_name: images, PRODUCT: np.array([index])}
+        predictions = self._of_thread.request.infer(given, share_inputs=True)
+        return NumpyImageBatch(image=images, **self.post_process(predictions))  # type: ignore[arg-type]
 
-    def post_process(self, predictions: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401
-        """Name the classes in predictions.
-
-        Args:
-            predictions: What the compiled model gave.
-
-        Returns:
-            The fields of anomalib's ``NumpyImageBatch``; ``explanation`` is the class name of each image, ``"unknown"``
-            where it is none of those trained on.
-        """
+    def post_process(self, predictions: "OVDict") -> dict[str, NDArray | list[str]]:  # type: ignore[override]
+        """Give the fields of anomalib's ``NumpyImageBatch``, the names of the classes as ``explanation``."""
         fields = dict(zip(self._fields, predictions.to_tuple(), strict=True))
         names = [*self.class_names, "unknown"]
         fields["explanation"] = [names[index] for index in fields.pop(CLASS_INDEX)]
@@ -164,7 +149,7 @@ class CCLInferencer(OpenVINOInferencer):
         return fields
 
 
-def _add_product(model: Any) -> None:  # noqa: ANN401
+def _add_product(model: "openvino.Model") -> None:
     """Have an input take the place of the recognised class where it is not below 0, and make the class an output."""
     from openvino import opset13 as operations  # noqa: PLC0415  # as anomalib does
 
@@ -182,18 +167,12 @@ def _add_product(model: Any) -> None:  # noqa: ANN401
     model.add_parameters([product])
 
 
-def _fix_size(model: Any, path: str | Path, image_size: tuple[int, int]) -> None:  # noqa: ANN401
+def _fix_size(model: "openvino.Model", image_size: tuple[int, int]) -> None:
     """Have a model take nothing but single images of one size."""
-    given = np.asarray(image_size)
-    if given.shape != (2,) or given.dtype.kind != "i" or given.min() < 1:
-        msg = f"image_size must be the height and width of the images in pixels, got {image_size!r}"
-        raise ValueError(msg)
+    height, width = image_size
     # OpenVINO would reshape the network, which has no part that resizes where it was exported for one size.
     own = model.input(0).partial_shape[2:]
     if any(length.is_static and length != size for length, size in zip(own, image_size, strict=True)):
-        msg = (
-            f"{path} was exported for images of {own[0]} × {own[1]} pixels, not for image_size={image_size}; "
-            "export it without input_size, which makes it take images of any size"
-        )
-        raise ValueError(msg)
-    model.reshape({model.input(0): [1, 3, *image_size], model.input(PRODUCT): [1]})
+        msg = f"it was exported for images of {own[0]} × {own[1]} pixels; export it without input_size"
+        raise InputError(msg)
+    model.reshape({model.input(0): [1, 3, height, width], model.input(PRODUCT): [1]})

@@ -1,11 +1,12 @@
 """Which parts of an exported model are quantised to 8 bits."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anomalib.data import AnomalibDataModule
 
-from anomalib_ccl.export.inferencer import CLASS_INDEX
+from anomalib_ccl.export.model_file import CLASS_INDEX
 
 if TYPE_CHECKING:
     import openvino
@@ -15,48 +16,66 @@ if TYPE_CHECKING:
 # 79.8 and 77.2, it was 79.3 and 77.2 with none in single precision, 79.5 and 77.7 with two.
 _KEPT_CONVOLUTIONS = 2
 
+# Names of constants that are not of the network, after their places in the model.
+_SCORING = ("model.calibration.", "model.memory.")
+
 
 def quantize(path: Path, datamodule: AnomalibDataModule) -> None:
-    """Quantise the network of an exported model, but neither its first layers nor what follows its features.
-
-    The limits of the classes, the similarities to prototypes and the scores would be cut off at their mean maximum.
-
-    Args:
-        path: The model, an OpenVINO ``.xml`` file in single precision, which is replaced.
-        datamodule: Its validation images give the ranges of values.
-    """
+    """Quantise the network of an exported model, not its first layers, nor the scores, which would be clipped."""
     import nncf  # noqa: PLC0415  # an extra
     import openvino  # noqa: PLC0415  # as anomalib does
+
+    # Not public: `nncf.quantize` is this, but also quantises both branches of an If, such as the memory's for unknown
+    # products, and fails where no image of the data takes one of them.
+    from nncf.openvino.quantization.quantize_model import native_quantize_impl  # noqa: PLC0415
 
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # for the file to be replaced
     model = core.read_model(path)
     datamodule.setup("fit")
     images = nncf.Dataset(datamodule.val_dataloader(), lambda batch: batch.image)
-    network, products = _network(model)
+    network, has_products = network_of(model)
     names = [node.friendly_name for node in model.get_ordered_ops()]
     kept = nncf.IgnoredScope(names=[name for name in names if name not in network], validate=False)
-    kind = nncf.ModelType.TRANSFORMER if products else None
-    openvino.save_model(nncf.quantize(model, images, ignored_scope=kept, model_type=kind), path, compress_to_fp16=False)
+    kind = nncf.ModelType.TRANSFORMER if has_products else None
+    quantized = native_quantize_impl(model, images, ignored_scope=kept, model_type=kind)
+    openvino.save_model(quantized, path, compress_to_fp16=False)
 
 
-def _network(model: "openvino.Model") -> tuple[set[str], set[str]]:
-    """Give the names of all nodes that convolutions and products of the network need, and those of the products.
-
-    Without the first convolutions, and without the products that resize the images and compare prototypes.
-    """
+def network_of(model: "openvino.Model") -> tuple[set[str], bool]:
+    """Find the network in an exported model, and whether it has matrix products."""
+    # All that its convolutions and products need, but for the products that resize the images, what depends on
+    # calibration, memory or class (distances, limits), what only the class depends on, and the first convolutions.
     nodes = model.get_ordered_ops()
-    # Those that smooth the map have one channel.
-    convolutions = [n for n in nodes if "Convolution" in n.get_type_name() and n.output(0).partial_shape[1] != 1]
-    products = {n.friendly_name: n for n in nodes if n.get_type_name() == "MatMul"}
-    resizing = _needed(convolutions[:1], until=set()) & products.keys()
-    comparing = _nearest_product([n for n in nodes if CLASS_INDEX in n.output(0).names])
-    own = products.keys() - resizing - comparing
-    network = _needed([*convolutions, *(products[name] for name in own)], until=resizing)
-    return network - {node.friendly_name for node in convolutions[:_KEPT_CONVOLUTIONS]}, own
+    classes = [node for node in nodes if any(CLASS_INDEX in output.names for output in node.outputs())]
+    results = [node for node in nodes if node.get_type_name() == "Result"]
+    scoring = [node for node in nodes if node.friendly_name.startswith(_SCORING)]
+    dependent = _names([*classes, *scoring])  # in the order of computation, each node comes after what it needs
+    for node in nodes:
+        if not dependent.isdisjoint(_names(_sources(node))):
+            dependent.add(node.friendly_name)
+    candidates = _needed(results, until=_names(classes)) - dependent
+    # Convolutions that smooth the map have one channel.
+    convolutions = [
+        node
+        for node in nodes
+        if "Convolution" in node.get_type_name()
+        and node.output(0).partial_shape[1] != 1
+        and node.friendly_name in candidates
+    ]
+    products = [node for node in nodes if node.get_type_name() == "MatMul" and node.friendly_name in candidates]
+    resizing = _needed(convolutions[:1], until=set()) & _names(products)
+    own = [node for node in products if node.friendly_name not in resizing]
+    network = _needed([*convolutions, *own], until=resizing)
+    return network - _names(convolutions[:_KEPT_CONVOLUTIONS]), bool(own)
 
 
-def _needed(nodes: list[Any], until: set[str]) -> set[str]:
+def _names(nodes: "Iterable[openvino.Node]") -> set[str]:
+    """The names of nodes."""
+    return {node.friendly_name for node in nodes}
+
+
+def _needed(nodes: "Iterable[openvino.Node]", until: set[str]) -> set[str]:
     """The names of nodes and of all that they need, directly or not, up to some that are left out."""
     found: set[str] = set()
     needed = list(nodes)
@@ -68,14 +87,6 @@ def _needed(nodes: list[Any], until: set[str]) -> set[str]:
     return found
 
 
-def _nearest_product(nodes: list[Any]) -> set[str]:
-    """The name of the product from which the nodes are computed most directly, if there is any."""
-    while nodes:
-        if found := {node.friendly_name for node in nodes if node.get_type_name() == "MatMul"}:
-            return found
-        nodes = [source for node in nodes for source in _sources(node)]
-    return set()
-
-
-def _sources(node: Any) -> list[Any]:  # noqa: ANN401  # of OpenVINO, an extra for type checkers
+def _sources(node: "openvino.Node") -> "list[openvino.Node]":
+    """The nodes that one takes values from."""
     return [value.get_source_output().get_node() for value in node.inputs()]

@@ -1,9 +1,6 @@
-"""Metrics in constant memory, and the reports of each category and of each image."""
+"""Figures of a test in constant memory: of rankings, of pixels, of each category."""
 
 from anomalib_ccl.metrics.category import CategoryMetrics
-from anomalib_ccl.metrics.image_report import ImageReport
 from anomalib_ccl.metrics.pixel import PixelMetrics
-from anomalib_ccl.metrics.report import CategoryReport
-from anomalib_ccl.metrics.steadiness import Steadiness
 
-__all__ = ["CategoryMetrics", "CategoryReport", "ImageReport", "PixelMetrics", "Steadiness"]
+__all__ = ["CategoryMetrics", "PixelMetrics"]

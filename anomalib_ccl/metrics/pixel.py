@@ -109,15 +109,7 @@ class PixelMetrics(Metric):
 
 
 def refuse_nan(scores: Tensor, name: str) -> None:
-    """Say which scores of a model are not numbers.
-
-    Args:
-        scores: Any shape.
-        name: What they are.
-
-    Raises:
-        ValueError: If any of them is NaN.
-    """
+    """Say which scores of a model are not numbers."""
     if invalid := int(scores.isnan().sum()):
         msg = (
             f"{name}: {invalid} of {scores.numel()} values are NaN, so the model has diverged; "
@@ -127,18 +119,7 @@ def refuse_nan(scores: Tensor, name: str) -> None:
 
 
 def sortable(scores: Tensor) -> Tensor:
-    """Turn scores into integers of the same order, whose steps are the rounding errors of float32.
-
-    Args:
-        scores: Any shape, no NaN.
-
-    Returns:
-        Same shape, int32. Magnitudes up to 2^-40 become 0.
-
-    Example:
-        >>> sortable(torch.tensor([-1.0, -0.0, 1e-15, 1.0, 1 + 2**-23, 2.0])).tolist()
-        [-335544320, 0, 0, 335544320, 335544321, 343932928]
-    """
+    """Turn scores into integers of the same order, whose steps are the rounding errors of float32."""
     scores = scores.float()
     # The bits of a positive float, read as an integer, grow with it: the exponent stands above the mantissa.
     magnitude = scores.abs().view(torch.int32) - _ZERO.to(scores.device)

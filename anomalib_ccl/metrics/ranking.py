@@ -8,26 +8,7 @@ RANKING_METRICS = ("AUROC", "AP", "F1Max")
 
 
 def ranking_metrics(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> dict[str, float]:
-    """Compute the three threshold-free figures of a score with scikit-learn.
-
-    Args:
-        labels: (N,) 1 for anomalous, 0 for normal.
-        scores: (N,) higher means more anomalous; any range.
-        weights: (N,) how often each of them counts, at least 0. Defaults to once.
-
-    Returns:
-        ``AUROC``, ``AP`` (average precision) and ``F1Max`` (the F1 score at its best threshold), each in
-        [0, 1]. All are NaN if one of the two classes is missing: nothing can be ranked then.
-
-    Raises:
-        ValueError: If a score is NaN or infinite.
-
-    Example:
-        >>> ranking_metrics([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9])
-        {'AUROC': 0.75, 'AP': 0.833..., 'F1Max': 0.8}
-        >>> ranking_metrics([0, 0], [0.1, 0.4])
-        {'AUROC': nan, 'AP': nan, 'F1Max': nan}
-    """
+    """Compute the three threshold-free figures of a score with scikit-learn; NaN where one kind is missing."""
     labels = np.asarray(labels)
     counted = labels if weights is None else labels[np.asarray(weights) > 0]
     if len(np.unique(counted)) < 2:

@@ -8,8 +8,7 @@ Contrastive Learning for Multi-Class Anomaly Detection", ICCV 2025, https://arxi
 import anomalib.models  # noqa: F401
 
 from anomalib_ccl.model.global_loss import GlobalContrastiveLoss
-from anomalib_ccl.model.lightning_model import CCL
 from anomalib_ccl.model.local_loss import LocalContrastiveLoss
 from anomalib_ccl.model.torch_model import CCLModel
 
-__all__ = ["CCL", "CCLModel", "GlobalContrastiveLoss", "LocalContrastiveLoss"]
+__all__ = ["CCLModel", "GlobalContrastiveLoss", "LocalContrastiveLoss"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomalib_ccl.model.precision import at_least_single
-from anomalib_ccl.model.temperature import check_temperature
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.precision import upcast
 
 GlobalForm = Literal["supcon", "released"]
 
@@ -34,7 +34,7 @@ class GlobalContrastiveLoss(nn.Module):
             between different classes to 0.94. It is here for comparison only.
 
     Raises:
-        ValueError: If the temperature is not positive or the form is unknown.
+        InputError: If the temperature is not positive or the form is unknown.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
@@ -50,7 +50,7 @@ class GlobalContrastiveLoss(nn.Module):
         check_temperature(temperature)
         if form not in get_args(GlobalForm):
             msg = f"unknown global loss {form!r}; choose one of {', '.join(get_args(GlobalForm))}"
-            raise ValueError(msg)
+            raise InputError(msg)
         self.temperature = temperature
         self.form = form
 
@@ -65,7 +65,7 @@ class GlobalContrastiveLoss(nn.Module):
             The loss, a scalar of at least single precision.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            z = F.normalize(at_least_single(embeddings), dim=1)
+            z = F.normalize(upcast(embeddings), dim=1)
             logits = z @ z.T / self.temperature
         same = labels[:, None] == labels
         itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -82,6 +82,13 @@ class GlobalContrastiveLoss(nn.Module):
         log_p = logits - others.logsumexp(dim=1, keepdim=True)
         positives = same & ~itself
         return _masked_mean(-_masked_mean(log_p, positives), positives.any(dim=1) & has_other_class)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature by which similarities cannot be divided."""
+    if temperature <= 0:
+        msg = f"temperature must be greater than 0, got {temperature}; the paper uses 0.05"
+        raise InputError(msg)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.global_loss import check_temperature
 from anomalib_ccl.model.matching import match_positions
-from anomalib_ccl.model.precision import at_least_single
-from anomalib_ccl.model.temperature import check_temperature
+from anomalib_ccl.model.precision import upcast
 
 MatchOn = Literal["teacher", "projected"]
 
@@ -43,11 +44,9 @@ class LocalContrastiveLoss(nn.Module):
             released has the second view's alone.
         match_on: Whose similarity finds the matches: that of the ``"teacher"``'s features, as in the released code, or
             of the ``"projected"`` features, as in the paper's supplement.
-        match_window: Matches are looked for among so many × so many positions around u, an odd number, as on the
-            paper's project page, which does not tell the size; None, as in the released code, is the whole map.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        InputError: If an argument is out of its range.
 
     Example:
         >>> teacher, projected = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6, requires_grad=True)
@@ -62,24 +61,19 @@ class LocalContrastiveLoss(nn.Module):
         num_negatives: int = 1,
         same_class_positive: bool = True,
         match_on: MatchOn = "teacher",
-        match_window: int | None = None,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
         if num_negatives < 1:
             msg = f"num_negatives must be at least 1, got {num_negatives}"
-            raise ValueError(msg)
+            raise InputError(msg)
         if match_on not in get_args(MatchOn):
             msg = f"unknown match_on {match_on!r}; choose one of {', '.join(get_args(MatchOn))}"
-            raise ValueError(msg)
-        if match_window is not None and (match_window < 1 or match_window % 2 == 0):
-            msg = f"match_window must be an odd number from 1 on, got {match_window}; None is the whole map"
-            raise ValueError(msg)
+            raise InputError(msg)
         self.temperature = temperature
         self.num_negatives = num_negatives
         self.same_class_positive = same_class_positive
         self.match_on = match_on
-        self.match_window = match_window
 
     def forward(
         self,
@@ -102,39 +96,31 @@ class LocalContrastiveLoss(nn.Module):
             The loss, a scalar of at least single precision.
         """
         negatives, has_negative = draw_negatives(labels, self.num_negatives)
-        partners, has_partner = draw_partners(labels)
-        # Which images have the view's positive, and which the partner's.
-        has_positive = torch.stack([torch.ones_like(has_partner), has_partner & self.same_class_positive])
-        with_partner = has_positive[1].nonzero().flatten()
+        in_class, has_in_class = draw_in_class_positives(labels)
+        # Which images have the view's positive, and which the in-class one.
+        has_positive = torch.stack([torch.ones_like(has_in_class), has_in_class & self.same_class_positive])
+        with_in_class = has_positive[1].nonzero().flatten()
 
         on_teacher = self.match_on == "teacher"
         seen_query, seen_key = (teacher_query, teacher_key) if on_teacher else (projected_query, projected_key)
         scales = []
         with torch.autocast(labels.device.type, enabled=False):
             for f, g, p, k in zip(seen_query, seen_key, projected_query, projected_key, strict=True):
-                matches = [match_positions(f, g, window=self.match_window)]
-                if len(with_partner):
+                matches = [match_positions(f, g)]
+                if len(with_in_class):
                     matches.append(torch.zeros_like(matches[0]))
-                    others = partners[with_partner]
-                    matches[1][with_partner] = match_positions(f[with_partner], f, others, self.match_window)
-                query, key = (at_least_single(x).flatten(2).transpose(1, 2) for x in (p, k))
+                    others = in_class[with_in_class]
+                    matches[1][with_in_class] = match_positions(f[with_in_class], f, others)
+                query, key = (upcast(x).flatten(2).transpose(1, 2) for x in (p, k))
                 weights = (has_positive[: len(matches)] & has_negative).to(query.dtype)
                 weights = weights / (has_positive.sum(dim=0) * has_negative.sum().clamp_min(1))
-                drawn = torch.stack(matches), partners, negatives
+                drawn = torch.stack(matches), in_class, negatives
                 scales.append(_WeightedPositionLoss.apply(query, key, *drawn, weights, self.temperature))
         return torch.stack(scales).mean()
 
 
 def draw_negatives(labels: Tensor, num_negatives: int) -> tuple[Tensor, Tensor]:
     """Draw images of other classes for each image of a batch, uniformly and with replacement.
-
-    Args:
-        labels: Class index of each image, of shape ``(B,)``.
-        num_negatives: How many to draw for each image.
-
-    Returns:
-        The drawn indices into the batch, of shape ``(B, num_negatives)``, and which images have any image of
-        another class, of shape ``(B,)``. Where an image has none its indices mean nothing.
 
     Example:
         >>> draw_negatives(torch.tensor([0, 1]), 3)
@@ -144,24 +130,17 @@ def draw_negatives(labels: Tensor, num_negatives: int) -> tuple[Tensor, Tensor]:
     return _draw(labels[:, None] != labels, num_negatives)
 
 
-def draw_partners(labels: Tensor) -> tuple[Tensor, Tensor]:
+def draw_in_class_positives(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Draw another image of its class for each image of a batch, uniformly.
 
-    Args:
-        labels: Class index of each image, of shape ``(B,)``.
-
-    Returns:
-        The drawn indices into the batch, and which images have any other image of their class, both of shape ``(B,)``.
-        Where an image has none its index means nothing.
-
     Example:
-        >>> partners, has_partner = draw_partners(torch.tensor([0, 1, 0]))
-        >>> partners[has_partner], has_partner
+        >>> in_class, has_in_class = draw_in_class_positives(torch.tensor([0, 1, 0]))
+        >>> in_class[has_in_class], has_in_class
         (tensor([2, 0]), tensor([ True, False,  True]))
     """
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    partners, has_partner = _draw((labels[:, None] == labels) & ~itself, 1)
-    return partners[:, 0], has_partner
+    in_class, has_in_class = _draw((labels[:, None] == labels) & ~itself, 1)
+    return in_class[:, 0], has_in_class
 
 
 def _draw(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -173,15 +152,6 @@ def _draw(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def position_losses(query: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """Contrast each position with each of its positives and all its negatives: -log softmax of the positive.
-
-    Args:
-        query: Features of shape ``(B, U, C)``.
-        positives: P matched features of each position, of shape ``(P, B, U, C)``.
-        negatives: K features of other classes for each position, of shape ``(B, K, U, C)``.
-        temperature: The temperature.
-
-    Returns:
-        The loss of each positive, of shape ``(P, B, U)``.
 
     Example:
         >>> x = torch.ones(1, 1, 2)
@@ -206,7 +176,7 @@ class _WeightedPositionLoss(torch.autograd.Function):
         query: Tensor,  # (B, U, C), as key
         key: Tensor,
         matches: Tensor,  # (P, B, U)
-        partners: Tensor,  # (B,)
+        in_class: Tensor,  # (B,)
         negatives: Tensor,  # (B, K)
         weights: Tensor,  # (P, B)
         temperature: float,
@@ -214,7 +184,7 @@ class _WeightedPositionLoss(torch.autograd.Function):
         batch, positions, channels = query.shape
         needs_gradient = any(ctx.needs_input_grad)
         query_gradient, key_gradient = (torch.zeros_like(x) if needs_gradient else None for x in (query, key))
-        images = (torch.arange(batch, device=query.device)[:, None], partners[:, None])
+        images = (torch.arange(batch, device=query.device)[:, None], in_class[:, None])
         total = query.new_zeros(())
         width = max(1, _CHUNK_FEATURES // (batch * channels))
         for start in range(0, positions, width):

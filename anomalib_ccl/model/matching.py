@@ -4,16 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_ccl.model.precision import at_least_single
+from anomalib_ccl.model.precision import upcast
 
 # How many similarities exist at one time: few enough for the memory that it saves (16 MiB), enough for full speed.
 _CHUNK_SIMILARITIES = 2**22
 
 
 @torch.no_grad()
-def match_positions(
-    query: Tensor, key: Tensor, key_of_query: Tensor | None = None, window: int | None = None
-) -> Tensor:
+def match_positions(query: Tensor, key: Tensor, key_of_query: Tensor | None = None) -> Tensor:
     """Find, for each position of one map, the position of another whose feature is nearest in cosine.
 
     Args:
@@ -21,8 +19,6 @@ def match_positions(
         key: Feature maps of shape ``(N, C, H, W)``.
         key_of_query: Which map of ``key`` each of ``query`` is matched with, of shape ``(B,)``; without it the i-th
             with the i-th.
-        window: Only the ``window`` × ``window`` positions around each position are candidates; an odd number. Without
-            it, all are.
 
     Returns:
         Flat positions in the map of ``key``, in ``[0, H W)``, of shape ``(B, H W)``.
@@ -31,10 +27,8 @@ def match_positions(
         >>> maps = torch.eye(4).reshape(1, 4, 2, 2)
         >>> match_positions(maps, maps.flip(-1))
         tensor([[1, 0, 3, 2]])
-        >>> match_positions(maps, maps.flip(-1), window=1)
-        tensor([[0, 1, 2, 3]])
     """
-    (batch, _, _, width), positions = query.shape, query[0, 0].numel()
+    batch, positions = len(query), query[0, 0].numel()
     keys = torch.arange(batch, device=query.device) if key_of_query is None else key_of_query
     matches = torch.empty(batch, positions, dtype=torch.long, device=query.device)
     # Several maps at once where they are small, a part of one where they are large.
@@ -45,21 +39,11 @@ def match_positions(
     for first in range(0, batch, images):
         group = slice(first, first + images)
         # The query's own length does not change which key is nearest.
-        candidates = F.normalize(at_least_single(key[keys[group]]).flatten(2), dim=1)
-        asking = at_least_single(query[group]).flatten(2).transpose(1, 2)
+        candidates = F.normalize(upcast(key[keys[group]]).flatten(2), dim=1)
+        asking = upcast(query[group]).flatten(2).transpose(1, 2)
         for start in range(0, positions, rows):
             chunk = slice(start, start + rows)
             similarity = buffer[: len(asking), : min(rows, positions - start)]
             torch.bmm(asking[:, chunk], candidates, out=similarity)
-            if window is not None:
-                similarity.masked_fill_(_outside(window, chunk, positions, width, query.device), -torch.inf)
             matches[group, chunk] = similarity.argmax(dim=2)
     return matches
-
-
-def _outside(window: int, chunk: slice, positions: int, width: int, device: torch.device) -> Tensor:
-    """Which positions lie outside of the windows around those of a chunk, of shape ``(chunk, positions)``."""
-    at = torch.arange(positions, device=device)
-    down, across = at // width, at % width
-    reach = window // 2
-    return ((down[chunk, None] - down).abs() > reach) | ((across[chunk, None] - across).abs() > reach)

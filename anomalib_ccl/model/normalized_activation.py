@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from anomalib_ccl.model.precision import at_least_single
+from anomalib_ccl.model.precision import upcast
 
 _EPS, _SLOPE = 1e-5, 0.01
 
@@ -25,14 +25,7 @@ class NormalizedActivation(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel of each image over its positions, and divide what is negative by 100.
-
-        Args:
-            x: Maps of shape ``(B, C, H, W)`` with more than one position, overwritten in training.
-
-        Returns:
-            Maps of the same shape and type.
-        """
+        """Normalise each channel of each image over its positions, and divide what is negative by 100."""
         # A compiler fuses the two better than it can what is written by hand.
         if self.training and x.requires_grad and not torch.compiler.is_compiling():
             return _InPlace.apply(x)
@@ -44,7 +37,7 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401  # torch documents no type for it
         scales = []
         for part in _parts(x):
-            values = at_least_single(part)
+            values = upcast(part)
             values.sub_(_mean(values))
             scales.append((_mean(values.square()) + _EPS).rsqrt_())
             part.copy_(F.leaky_relu_(values.mul_(scales[-1]), _SLOPE))
@@ -58,7 +51,7 @@ class _InPlace(torch.autograd.Function):
         output, scales = ctx.saved_tensors
         result = torch.empty_like(output)
         for y, g, scale, to_input in zip(*(_parts(t) for t in (output, gradient, scales, result)), strict=True):
-            y, g = at_least_single(y), at_least_single(g)  # noqa: PLW2901
+            y, g = upcast(y), upcast(g)  # noqa: PLW2901
             # The normalised input is y, or y / slope, and its gradient g, or g · slope: their product is y · g.
             along = _mean(y * g)
             normalized = F.leaky_relu(y, 1 / _SLOPE)

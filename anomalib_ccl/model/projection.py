@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.normalized_activation import NormalizedActivation
 
 Projection = Literal["standard", "light", "none"]
@@ -24,7 +25,7 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
         A module that maps ``(B, C, H, W)`` to the same shape. Its instance norm needs more than one position.
 
     Raises:
-        ValueError: If the kind is unknown.
+        InputError: If the kind is unknown.
 
     Example:
         >>> import torch
@@ -36,7 +37,7 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
     """
     if kind not in get_args(Projection):
         msg = f"unknown projection {kind!r}; choose one of {', '.join(get_args(Projection))}"
-        raise ValueError(msg)
+        raise InputError(msg)
     if kind == "none":
         return nn.Identity()
     half, quarter = max(1, channels // 2), max(1, channels // 4)  # of pixels, there are three channels

@@ -6,6 +6,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from anomalib_ccl.errors import InputError
+
 # Neighbours share a quarter of a tile: at its border, a network sees the padding of its convolutions.
 _SHARED = 4
 # PIL refuses to read files of more.
@@ -29,7 +31,7 @@ class Tiling:
         count: Their product.
 
     Raises:
-        ValueError: If they are not two whole numbers from 1 on.
+        InputError: If they are not two whole numbers from 1 on.
 
     Example:
         >>> tiling = Tiling((2, 3))
@@ -44,7 +46,7 @@ class Tiling:
     def __init__(self, tiles: Sequence[int] = (1, 1)) -> None:
         if not isinstance(tiles, Sequence) or [type(n) for n in tiles] != [int, int] or min(tiles) < 1:
             msg = f"tiles must be two whole numbers from 1 on, the rows and the columns, got {tiles!r}"
-            raise ValueError(msg)
+            raise InputError(msg)
         self.tiles = (tiles[0], tiles[1])
         self.count = tiles[0] * tiles[1]
 
@@ -58,13 +60,13 @@ class Tiling:
             Height and width of the image, in pixels.
 
         Raises:
-            ValueError: If no file has so many pixels.
+            InputError: If no file has so many pixels.
 
         Example:
             >>> Tiling((1000, 1000)).image_size((256, 256))
             Traceback (most recent call last):
             ...
-            ValueError: tiles=(1000, 1000) of 256 × 256 pixels make images of 192064 × 192064, more than any file ...
+            anomalib_ccl.errors.InputError: tiles=(1000, 1000) of 256 × 256 pixels make images of 192064 × 192064, ...
         """
         height, width = (length + (n - 1) * _step(length) for length, n in zip(tile, self.tiles, strict=True))
         if self.count > 1 and height * width > _MOST_PIXELS:
@@ -72,7 +74,7 @@ class Tiling:
                 f"tiles={self.tiles} of {tile[0]} × {tile[1]} pixels make images of {height} × {width}, more than any "
                 "file that can be read has; give fewer tiles"
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return height, width
 
     def tile_size(self, image: tuple[int, int]) -> tuple[int, int]:
@@ -85,7 +87,7 @@ class Tiling:
             Height and width of a tile, in pixels.
 
         Raises:
-            ValueError: If no tiles of one size cover exactly such an image.
+            InputError: If no tiles of one size cover exactly such an image.
 
         Example:
             >>> Tiling((2, 3)).tile_size((448, 640))
@@ -93,15 +95,17 @@ class Tiling:
             >>> Tiling((2, 3)).tile_size((449, 640))
             Traceback (most recent call last):
             ...
-            ValueError: images of 449 × 640 pixels cannot be cut into tiles=(2, 3), each overlapping ...
+            anomalib_ccl.errors.InputError: images of 449 × 640 pixels cannot be cut into tiles=(2, 3), each ...
         """
+        if self.count == 1:
+            return image
         height, width = (_SHARED * length // (3 * n + 1) for length, n in zip(image, self.tiles, strict=True))
         if self.image_size((height, width)) != tuple(image):
             msg = (
                 f"images of {image[0]} × {image[1]} pixels cannot be cut into tiles={self.tiles}, each overlapping the "
                 "next by a quarter; let the model's own pre-processor resize them"
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return height, width
 
     def cut(self, images: Tensor) -> list[Tensor]:
@@ -114,8 +118,10 @@ class Tiling:
             One batch of shape ``(B, C, h, w)`` for each place in the grid, row by row.
 
         Raises:
-            ValueError: If no tiles of one size cover exactly such images.
+            InputError: If no tiles of one size cover exactly such images.
         """
+        if self.count == 1:
+            return [images]
         height, width = self.tile_size((images.shape[-2], images.shape[-1]))
         rows, columns = (range(n) for n in self.tiles)
         corners = [(row * _step(height), column * _step(width)) for row in rows for column in columns]
@@ -130,6 +136,8 @@ class Tiling:
         Returns:
             Maps of shape ``(B, C, H, W)``.
         """
+        if self.count == 1:
+            return maps[0]
         rows, columns = self.tiles
         joined = [_joined(maps[row * columns : (row + 1) * columns], dim=-1) for row in range(rows)]
         return _joined(joined, dim=-2)
@@ -151,27 +159,6 @@ class Tiling:
         drawn = torch.stack([tiles[place][index] for index, place in enumerate(places)])
         return drawn, [f"{name} {place}" for name, place in zip(names, places, strict=True)]
 
-    def find(self, find: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at images tile by tile, in the memory that a batch of tiles takes.
-
-        An exported model takes all tiles of its images in one batch, so that the file has the network once.
-
-        Args:
-            find: Gives embeddings of shape ``(B, D)`` and maps of shape ``(B, 1, h, w)`` of tiles.
-            images: Images of shape ``(B, 3, H, W)``.
-
-        Returns:
-            The mean embedding of the tiles of each image, and their maps, put together.
-        """
-        if self.count == 1:
-            return find(images)
-        tiles = self.cut(images)
-        if torch.compiler.is_compiling():
-            embeddings, maps = (self._of_each(found).unbind() for found in find(torch.cat(tiles)))
-        else:
-            embeddings, maps = zip(*map(find, tiles), strict=True)
-        return torch.stack(embeddings).mean(dim=0), self.merge(maps)
-
     def score(self, score: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
         """Score maps as the worst of their tiles: a network's mean over all of it would hide a small defect.
 
@@ -184,27 +171,7 @@ class Tiling:
         """
         if self.count == 1:
             return score(maps)
-        return self._of_each(score(torch.cat(self.cut(maps)))).amax(dim=0)
-
-    def mean(self, features: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
-        """Average features over the tiles of each image.
-
-        Args:
-            features: Gives maps of tiles.
-            images: Images of shape ``(B, 3, H, W)``.
-
-        Returns:
-            Maps in the shapes of those of a tile.
-        """
-        first, *others = self.cut(images)
-        total = features(first)
-        for tile in others:
-            total = [torch.add(*pair) for pair in zip(total, features(tile), strict=True)]
-        return [maps / self.count for maps in total]
-
-    def _of_each(self, values: Tensor) -> Tensor:
-        """Separate the values of the tiles, which lie one place behind the other: ``(count, B, …)``."""
-        return values.unflatten(0, (self.count, -1))
+        return score(torch.cat(self.cut(maps))).unflatten(0, (self.count, -1)).amax(dim=0)
 
 
 def _step(length: int) -> int:

@@ -2,68 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from anomalib.data.dataclasses import InferenceBatch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomalib_ccl.model.calibration import Calibrated, ClassCalibration
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.calibration import ClassCalibration
+from anomalib_ccl.model.memory import ClassMemory
+from anomalib_ccl.model.outputs import Look, Prediction, TrainingOutput
+from anomalib_ccl.model.patches import patches_of, pooled_features
 from anomalib_ccl.model.projection import Projection, projection_layer
 from anomalib_ccl.model.reconstruction.choice import make_network
-from anomalib_ccl.model.reconstruction.shapes import check_encoded, check_reconstructed, check_scored
 from anomalib_ccl.model.refined_map import refined_map
 from anomalib_ccl.model.tiling import Tiling
 
 AnomalyMap = Literal["paper", "refined"]
 
-
-class TrainingOutput(NamedTuple):
-    """What the losses of a training step need.
-
-    Attributes:
-        targets: The maps of the images that are to be reconstructed.
-        reconstructed: The decoder's maps, in the same shapes.
-        inputs: The maps of the images that are projected, per scale of shape ``(B, C_l, H_l, W_l)``.
-        projected: Their projections, in the same shapes, with the step's noise.
-        embedding: What the network's embedding says of each image, of shape ``(B, D)``.
-        view_inputs: The maps of the second view that are projected, or an empty list where none was given.
-        view_projected: Their projections, or an empty list.
-        view_embedding: As ``embedding``, of the second view, where it was asked for.
-    """
-
-    targets: list[Tensor]
-    reconstructed: list[Tensor]
-    inputs: list[Tensor]
-    projected: list[Tensor]
-    embedding: Tensor
-    view_inputs: list[Tensor]
-    view_projected: list[Tensor]
-    view_embedding: Tensor | None
-
-
-class Scored(NamedTuple):
-    """What the network finds in images, before any calibration.
-
-    Attributes:
-        embedding: What the network's embedding says of each image, of shape ``(B, D)``.
-        anomaly_map: The anomaly map, of shape ``(B, 1, H, W)``, at least 0.
-        score: The score that the network makes of it, of shape ``(B, 1)``.
-    """
-
-    embedding: Tensor
-    anomaly_map: Tensor
-    score: Tensor
+# Share of the reconstruction's map where it is added to the memory's, each in multiples of its normal level.
+RECONSTRUCTION_SHARE = 0.3
 
 
 class CCLModel(nn.Module):
-    """A reconstruction network whose features are projected before the bottleneck fuses them.
+    """A reconstruction network whose features are projected before the bottleneck fuses them, and a memory of patches.
 
     In reverse distillation, a frozen teacher gives multi-scale features f, projections make p of them, a bottleneck
     fuses p into an embedding e, and a decoder reconstructs f from e. Where the reconstruction fails, the image is
-    anomalous. Once calibrated, the network recognises the class of an image by its embedding and scores it by the limit
-    of that class.
+    anomalous. Once calibrated, the network recognises the class of an image by its embedding, looks its patches up in
+    the memory of that class if there is one, and scores the image by the limit of the class.
 
     Args:
         backbone: Name of a timm model for the teacher; the reconstruction network's default if not given.
@@ -71,24 +38,23 @@ class CCLModel(nn.Module):
         backbone_weights: A ``.safetensors`` or ``.pth`` file with the teacher's weights, used instead of timm's.
         projection: The layers between teacher and bottleneck; see
             :func:`~anomalib_ccl.model.projection.projection_layer`.
-        skip: Whether the bottleneck gets the features too, at unit scale, added to their projections, so that no detail
-            is lost in the projections' C/4 channels; the losses shape the projections alone.
+        skip: Whether a skip connection adds the features, at unit scale, to their projections, so that no detail is
+            lost in the projections' C/4 channels; the losses shape the projections alone.
         noise_probability: Probability, per training step, of noise on the projected features, in [0, 1]; the
             reconstruction network's default if not given.
         anomaly_map: How distances become a map: ``"paper"`` is the reconstruction network's own way, ``"refined"`` is
             :func:`~anomalib_ccl.model.refined_map.refined_map`.
-        subtract_usual: Whether calibration learns what is usual in the map of each class, which is then taken off it.
-        false_alarm_rate: Share of normal images whose calibrated score exceeds 1, in (0, 0.5].
+        memory: Vectors of the memory of each class; 0 is no memory.
+        reconstructs: Whether there is a reconstruction; without one, memory and teacher do all.
+        false_alarm_rate: Probability with which a new normal image's score exceeds 1, in (0, 0.5].
         reconstruction: The reconstruction network: a name in :data:`~anomalib_ccl.model.reconstruction.choice.NETWORKS`
             or the path of a class derived from :class:`~anomalib_ccl.model.reconstruction.ReconstructionNetwork`.
         reconstruction_args: Further arguments of that network, by name.
-        tiles: Rows and columns of overlapping tiles that images are cut into, in eval mode; see
-            :class:`~anomalib_ccl.model.tiling.Tiling`. In training mode, images are the tiles.
+        tiles: Rows and columns of overlapping tiles that images are cut into; see
+            :class:`~anomalib_ccl.model.tiling.Tiling`. In :meth:`training_pass`, images are the tiles.
 
     Raises:
-        ValueError: If an argument is out of its range.
-        FileNotFoundError: If the file of weights does not exist.
-        OSError: If the weights cannot be downloaded.
+        InputError: If an argument is out of its range, or the weights cannot be found or read.
 
     Example:
         >>> model = CCLModel("resnet18", pre_trained=False).eval()
@@ -106,8 +72,9 @@ class CCLModel(nn.Module):
         skip: bool = False,
         noise_probability: float | None = None,
         anomaly_map: AnomalyMap = "paper",
-        subtract_usual: bool = False,
-        false_alarm_rate: float = 0.05,
+        memory: int = 0,
+        reconstructs: bool = True,
+        false_alarm_rate: float = 0.01,
         reconstruction: str = "reverse_distillation",
         reconstruction_args: Mapping[str, Any] | None = None,
         tiles: Sequence[int] = (1, 1),
@@ -119,53 +86,141 @@ class CCLModel(nn.Module):
             noise_probability = self.network.recipe.noise_probability
         if not 0 <= noise_probability <= 1:
             msg = f"noise_probability must lie in [0, 1], got {noise_probability}"
-            raise ValueError(msg)
+            raise InputError(msg)
         if anomaly_map not in get_args(AnomalyMap):
             msg = f"unknown anomaly_map {anomaly_map!r}; choose one of {', '.join(get_args(AnomalyMap))}"
-            raise ValueError(msg)
+            raise InputError(msg)
+        if memory < 0 or (memory == 0 and not reconstructs):
+            msg = f"memory must be a number of vectors from 0 on, and from 1 on without a reconstruction; got {memory}"
+            raise InputError(msg)
         self.noise_probability = noise_probability
         self.skip = skip
         self.anomaly_map = anomaly_map
+        self.reconstructs = reconstructs
         self.projections = nn.ModuleList(projection_layer(c, projection) for c in self.network.channels)
-        self.calibration = ClassCalibration(false_alarm_rate, subtract_usual)
+        self.calibration = ClassCalibration(false_alarm_rate)
+        self.memory = ClassMemory(memory)
         # The faster order for convolutions, on processors and GPUs: their maps follow their weights.
         self.to(memory_format=torch.channels_last)
 
-    def forward(
+    def forward(self, images: Tensor, product: Tensor | None = None) -> Prediction:
+        """Score images, in eval mode, and recognise the class of each.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of the stride.
+            product: Class of each image where it is known, of shape ``(B,)``; below 0 the class is recognised.
+
+        Returns:
+            The prediction. Before calibration, score and map are the raw ones.
+
+        Raises:
+            InputError: If the height or width of the images is not a multiple of the network's stride.
+        """
+        looks = self.look(images)
+        embedding = torch.stack([look.embedding for look in looks]).mean(dim=0)
+        if not self.calibration.is_calibrated:
+            raw_map = self.tiling.merge([self._reconstruction_of(look, images) for look in looks])
+            score = self.score(raw_map)
+            nothing = torch.zeros_like(score[:, 0], dtype=torch.long)  # of any batch, also in an exported graph
+            return Prediction(score, None, raw_map, None, nothing, score, embedding)
+        index = self.calibration.recognise(embedding)
+        if product is not None:
+            index = torch.where(product < 0, index, product)
+        raw_map = self.tiling.merge([self.fuse(look, index, _size(images, self.tiling)) for look in looks])
+        score = self.score(raw_map)
+        calibrated = self.calibration(raw_map, score, index)
+        return Prediction(calibrated.score, None, calibrated.anomaly_map, None, index, score, embedding)
+
+    def look(self, images: Tensor) -> list[Look]:
+        """See what is in images, in eval mode, tile by tile.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            What is seen in each tile; in the image itself where it is not cut.
+        """
+        tiles = self.tiling.cut(images)
+        if torch.compiler.is_compiling() and len(tiles) > 1:  # so that an exported file has the network once
+            found = self._look(torch.cat(tiles))
+            # Not chunk, of whose parts an exporter does not know that they are as many as the images.
+            shape = (len(tiles), images.shape[0])
+            parts = [[None] * len(tiles) if x is None else x.unflatten(0, shape).unbind() for x in found]
+            return [Look(*part) for part in zip(*parts, strict=True)]
+        return [self._look(tile) for tile in tiles]
+
+    def maps(
+        self, look: Look, index: Tensor, size: tuple[int, int], excluded: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Make the maps of the reconstruction and of the memory.
+
+        Args:
+            look: What is seen in images or tiles.
+            index: Class of each, of shape ``(B,)``.
+            size: Their height and width, in pixels.
+            excluded: As for :class:`~anomalib_ccl.model.memory.ClassMemory`.
+
+        Returns:
+            Both maps, of shape ``(B, 1, H, W)``; None where the model has no such.
+        """
+        of_memory = None
+        if look.patches is not None and self.memory.is_built:
+            of_memory = self.memory(look.patches, index, size, excluded)
+        return look.reconstruction, of_memory
+
+    def fuse(self, look: Look, index: Tensor, size: tuple[int, int], excluded: Tensor | None = None) -> Tensor:
+        """Make one raw map: both maps in multiples of the class's normal level, added with fixed weights.
+
+        Args:
+            look: What is seen in images or tiles.
+            index: Class of each, of shape ``(B,)``.
+            size: Their height and width, in pixels.
+            excluded: As for :class:`~anomalib_ccl.model.memory.ClassMemory`.
+
+        Returns:
+            The map, of shape ``(B, 1, H, W)``; a single one as it is.
+        """
+        of_reconstruction, of_memory = self.maps(look, index, size, excluded)
+        if of_reconstruction is None or of_memory is None:
+            return of_reconstruction if of_memory is None else of_memory  # type: ignore[return-value]
+        levels = self.calibration.levels.index_select(0, index)[:, :, None, None, None]
+        share = RECONSTRUCTION_SHARE
+        return share * of_reconstruction / levels[:, 0] + (1 - share) * of_memory / levels[:, 1]
+
+    def score(self, raw_map: Tensor) -> Tensor:
+        """Make one score of the map of each image, that of its worst tile, of shape ``(B, 1)``."""
+        return self.tiling.score(self.network.score if self.reconstructs else _maximum, raw_map)
+
+    def training_pass(
         self,
         images: Tensor,
         view: Tensor | None = None,
         encoded: tuple[list[Tensor], list[Tensor]] | None = None,
         embed_view: bool = False,
-    ) -> InferenceBatch | TrainingOutput:
-        """Score images in eval mode, or compute what the losses need in training mode.
+    ) -> TrainingOutput:
+        """Compute what the losses need, in training mode.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of the stride.
-            view: Their second view, in the same shape, in training mode.
-            encoded: What the network's ``encode`` gave for the images, in training mode; without it, it is run on them.
+            view: Their second view, in the same shape.
+            encoded: What the network's ``encode`` gave for the images; without it, it is run on them.
             embed_view: Whether the second view is embedded too, for a loss that compares embeddings of both. It
                 leaves no trace in the running statistics, and its features are not reconstructed.
 
         Returns:
-            In eval mode the calibrated anomaly map, of shape ``(B, 1, H, W)``, and score, of shape ``(B, 1)``. In
-            training mode a :class:`TrainingOutput`.
+            Features, projections, reconstructions and embeddings.
 
         Raises:
-            ValueError: If the height or width of the images is not a multiple of the network's stride.
+            InputError: If the height or width of the images is not a multiple of the network's stride.
         """
-        if not self.training:
-            calibrated = self.classify(images)
-            return InferenceBatch(anomaly_map=calibrated.anomaly_map, pred_score=calibrated.score)
         self._check_size(images)
         targets, all_inputs = self._encode(images, view, encoded)
         inputs, view_inputs = _views(all_inputs, len(images))
         projected, view_projected = _views(self._project(all_inputs), len(images))
         projected = self._add_noise(projected)
-        embedding = self.network.embed(self._beside(inputs, projected))
-        view_embedding = self.network.embed_view(self._beside(view_inputs, view_projected)) if embed_view else None
+        embedding = self.network.embed(self._with_skip(inputs, projected))
+        view_embedding = self.network.embed_view(self._with_skip(view_inputs, view_projected)) if embed_view else None
         reconstructed = self.network.decode(embedding)
-        check_reconstructed(self.network, targets, reconstructed)
         scales = slice(len(self.projections))
         return TrainingOutput(
             targets=targets,
@@ -178,59 +233,24 @@ class CCLModel(nn.Module):
             view_embedding=None if view_embedding is None else self.network.pool(view_embedding),
         )
 
-    def classify(self, images: Tensor) -> Calibrated:
-        """Score images, in eval mode, and tell the class of each.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of the stride.
-
-        Returns:
-            Calibrated maps and scores, and class indices, K, the number of classes, for an unknown product. Before
-            calibration K is 0, and the map and the score are the raw ones.
-
-        Raises:
-            ValueError: If the height or width of the images is not a multiple of the network's stride.
-        """
-        return self.calibration(*self.score(images))
-
-    def score(self, images: Tensor) -> Scored:
-        """Score images, in eval mode, by how badly their features are reconstructed, less what is usual of their class.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of the stride.
-
-        Returns:
-            Embeddings, raw maps and raw scores.
-
-        Raises:
-            ValueError: If the height or width of the images is not a multiple of the network's stride.
-        """
-        pooled, raw_map = self.tiling.find(self._find, images)
-        raw_map = self.calibration.unusual(pooled, raw_map)
-        return Scored(pooled, raw_map, self.tiling.score(self.network.score, raw_map))
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Give the maps of images that are projected, as they are before.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``, H and W multiples of the stride.
-
-        Returns:
-            Maps of shape ``(B, C_l, H_l, W_l)``, one for each scale; of tiles, their mean at each position.
-        """
-        return self.tiling.mean(lambda tile: self.network.encode(tile)[1][: len(self.projections)], images)
-
-    def _find(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the embeddings, of shape ``(B, D)``, and the maps, of shape ``(B, 1, H, W)``, of images or tiles."""
+    def _look(self, images: Tensor) -> Look:
+        """See what is in images or tiles."""
         self._check_size(images)
         targets, inputs = self.network.encode(images)
-        embedding = self.network.embed(self._beside(inputs, self._project(inputs)))
+        patches = patches_of(targets) if self.memory.size else None
+        if not self.reconstructs:
+            return Look(pooled_features(targets), None, patches)
+        embedding = self.network.embed(self._with_skip(inputs, self._project(inputs)))
         pooled = self.network.pool(embedding)
         map_of = self.network.anomaly_map if self.anomaly_map == "paper" else refined_map
-        raw_map = map_of(targets, self.network.decode(embedding), (images.shape[-2], images.shape[-1]))
-        if not torch.compiler.is_compiling():  # an exporter would take the sizes for fixed
-            check_scored(self.network, images, pooled, raw_map)
-        return pooled, raw_map
+        found = map_of(targets, self.network.decode(embedding), (images.shape[-2], images.shape[-1]))
+        return Look(pooled, found, patches)
+
+    def _reconstruction_of(self, look: Look, images: Tensor) -> Tensor:
+        """The map before calibration: nothing, where a memory does all that is not built yet."""
+        if look.reconstruction is not None:
+            return look.reconstruction
+        return images.new_zeros(len(images), 1, *_size(images, self.tiling))
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
@@ -240,7 +260,7 @@ class CCLModel(nn.Module):
                 f"{what} of {height} × {width} pixels do not fit the network: height and width must be multiples of "
                 f"{self.network.stride}. Let the pre-processor resize them."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
     def _encode(
         self, images: Tensor, view: Tensor | None, encoded: tuple[list[Tensor], list[Tensor]] | None
@@ -248,9 +268,7 @@ class CCLModel(nn.Module):
         """Give the targets of the images, and the inputs of the images followed by those of their second views."""
         if encoded is None:
             # Both views in one pass: a processor does a larger batch faster.
-            encoded = self.network.encode(images if view is None else torch.cat([images, view]))
-            check_encoded(self.network, encoded)
-            targets, inputs = encoded
+            targets, inputs = self.network.encode(images if view is None else torch.cat([images, view]))
             return [target[: len(images)] for target in targets], inputs
         targets, inputs = encoded
         if view is not None:
@@ -262,7 +280,7 @@ class CCLModel(nn.Module):
         projected = [projection(x) for projection, x in zip(self.projections, inputs, strict=False)]
         return [*projected, *inputs[scales:]]
 
-    def _beside(self, inputs: list[Tensor], projected: list[Tensor]) -> list[Tensor]:
+    def _with_skip(self, inputs: list[Tensor], projected: list[Tensor]) -> list[Tensor]:
         """Add the inputs to their projections, at unit scale, if that is asked for."""
         if not self.skip:
             return projected
@@ -283,6 +301,14 @@ class CCLModel(nn.Module):
             for p in projected[: len(self.projections)]
         ]
         return [*noisy, *projected[len(noisy) :]]
+
+
+def _size(images: Tensor, tiling: Tiling) -> tuple[int, int]:
+    return tiling.tile_size((images.shape[-2], images.shape[-1]))
+
+
+def _maximum(maps: Tensor) -> Tensor:
+    return maps.amax(dim=(-2, -1))
 
 
 def _views(maps: list[Tensor], batch: int) -> tuple[list[Tensor], list[Tensor]]:

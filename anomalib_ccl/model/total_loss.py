@@ -6,10 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.global_loss import GlobalContrastiveLoss
-from anomalib_ccl.model.local_loss import LocalContrastiveLoss, MatchOn
-from anomalib_ccl.model.temperature import check_temperature
-from anomalib_ccl.model.torch_model import TrainingOutput
+from anomalib_ccl.model.local_loss import LocalContrastiveLoss
+from anomalib_ccl.model.outputs import TrainingOutput
 
 Losses = Literal["paper", "released"]
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -24,16 +24,13 @@ class TotalLoss(nn.Module):
         local_weight: Weight of :class:`LocalContrastiveLoss`, at least 0; 0 switches it off.
         global_weight: Weight of :class:`GlobalContrastiveLoss`, at least 0; 0 switches it off.
         temperature: Temperature of both contrastive losses, greater than 0.
-        num_negatives: Negative images per image in the local loss, at least 1.
         losses: The forms of both contrastive losses. ``"paper"``: the global loss compares images and second views,
             and a position has a positive in its view and one in another image of its class. ``"released"``: what the
             code released by the paper's authors computes, the global loss in that code's formula and of the images
             alone, the local loss with the view's positive alone.
-        match_on: See :class:`LocalContrastiveLoss`.
-        match_window: See :class:`LocalContrastiveLoss`.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        InputError: If an argument is out of its range.
     """
 
     def __init__(
@@ -41,32 +38,19 @@ class TotalLoss(nn.Module):
         local_weight: float = 1.0,
         global_weight: float = 1.0,
         temperature: float = 0.05,
-        num_negatives: int = 1,
         losses: Losses = "paper",
-        match_on: MatchOn = "teacher",
-        match_window: int | None = None,
     ) -> None:
         super().__init__()
         if losses not in get_args(Losses):
             msg = f"unknown losses {losses!r}; choose one of {', '.join(get_args(Losses))}"
-            raise ValueError(msg)
+            raise InputError(msg)
         _check_not_negative(local_weight=local_weight, global_weight=global_weight)
         self.local_weight = local_weight
         self.global_weight = global_weight
         self.losses = losses
         as_in_paper = losses == "paper"
-        self.local = LocalContrastiveLoss(temperature, num_negatives, as_in_paper, match_on, match_window)
+        self.local = LocalContrastiveLoss(temperature, same_class_positive=as_in_paper)
         self.globally = GlobalContrastiveLoss(temperature, "supcon" if as_in_paper else "released")
-
-    @property
-    def temperature(self) -> float:
-        """The temperature of both contrastive losses."""
-        return self.globally.temperature
-
-    @temperature.setter
-    def temperature(self, temperature: float) -> None:
-        check_temperature(temperature)
-        self.globally.temperature = self.local.temperature = temperature
 
     @property
     def contrastive(self) -> bool:
@@ -92,8 +76,7 @@ class TotalLoss(nn.Module):
             reconstruction: The reconstruction network's loss, a scalar.
             output: What the model gave in training mode.
             labels: Class index of each image, of shape ``(B,)``.
-            gather: Joins the embeddings, and the labels, that the processes have of the batch; see
-                :func:`~anomalib_ccl.training.gather.gathered`.
+            gather: Joins the embeddings, and the labels, that the processes have of the batch.
 
         Returns:
             The total, a scalar, and its terms by name, not weighted, without those that are switched off.
@@ -118,4 +101,4 @@ def _check_not_negative(**weights: float) -> None:
     for name, weight in weights.items():
         if weight < 0:
             msg = f"{name} must not be negative, got {weight}; 0 switches the loss off"
-            raise ValueError(msg)
+            raise InputError(msg)

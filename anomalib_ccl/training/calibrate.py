@@ -1,73 +1,152 @@
-"""Calibration of a network by the training images."""
+"""Calibration of a network by normal images: its classes, its memory and its limits."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import torch
-from anomalib.data import ImageBatch
-from anomalib.models.components import AnomalibModule
-from torch import Tensor, nn
+from torch import Tensor, distributed
 
-from anomalib_ccl.training.training_pass import training_images
-from anomalib_ccl.training.views import calibration_view
+from anomalib_ccl.data.passes import Labelled
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.outputs import Look
+from anomalib_ccl.model.patches import PatchSample, patches_of
+from anomalib_ccl.model.torch_model import CCLModel
+from anomalib_ccl.training.views import retaken
+
+T = TypeVar("T")
 
 
-class Calibratable(Protocol):
-    """What calibration needs of a network: raw scores of images, and a place for what they tell."""
+class NormalScores(NamedTuple):
+    """Scores of the images that a network was calibrated by.
 
-    calibration: Any
+    Attributes:
+        scores: Raw scores, of shape ``(N,)``, in the order of the data set.
+        labels: Their classes, of shape ``(N,)``.
+    """
 
-    @property
-    def network(self) -> nn.Module:
-        """The reconstruction network, whose running statistics the processes must share."""
-
-    def score(self, images: Tensor) -> Any:  # noqa: ANN401
-        """Give embeddings of shape ``(B, D)`` and raw scores of shape ``(B, 1)`` of images."""
+    scores: Tensor
+    labels: Tensor
 
 
 @torch.no_grad()
-def calibrate(model: AnomalibModule, network: Calibratable, labels: Callable[[ImageBatch], Tensor]) -> None:
-    """Fit a network's calibration to the training images of its model's Trainer.
+def calibrate(network: CCLModel, images: Callable[[str], Iterable[Labelled]], add: bool = False) -> NormalScores:
+    """Calibrate a network by normal images.
 
-    One pass over the images is enough, or two where the network learns first what is usual in the map of each class,
-    and then how high maps are without it. On several processes, each makes all of it, so that all get the same result.
+    Where there is a memory, a first pass collects patches for it. The last pass scores the images as new ones: by the
+    memory without the vectors that are mostly from the image itself, and by the reconstruction of a slightly changed
+    image (see :func:`~anomalib_ccl.training.views.retaken`). Where both maps are fused, the pass before that finds the
+    level of each. On several processes, each sees its share of the images, and all get the same result.
 
     Args:
-        model: A model in training.
-        network: The part of it that is calibrated.
-        labels: Gives the classes of training images, integers of shape ``(B,)``.
+        network: The network, in eval mode.
+        images: Makes a pass over the images; what it is called with describes the pass. With ``add``, labels are those
+            of the new classes, from 0.
+        add: Whether the classes come behind those known, which stay to the bit.
+
+    Returns:
+        The scores that the limits were found from.
+
+    Raises:
+        InputError: If a class has no image, or a score is not a number.
     """
-    training = model.training
-    model.eval()
-    network.calibration.reset()
-    if network.calibration.subtract_usual:
-        _fit(model, network, labels, "What is usual", learns_usual=True)
-    _fit(model, network, labels, "Calibration")
-    model.train(training)
+    if not add:
+        network.calibration.reset()
+        network.memory.reset()
+    first = len(network.calibration.prototypes)
+    owners = _remember(network, images, add) if network.memory.size else None
+    before, levels = network.calibration.levels, None
+    if owners is not None and network.reconstructs:
+        found = _each(network, images, "Normal levels", _levels_of, first, owners)
+        levels = _medians(found.scores, found.labels)
+        network.calibration.levels = torch.cat([before[:first], levels])
+    found = _each(network, images, "Calibration", _score_of, first, owners)
+    scores = found.scores[:, 0]
+    if invalid := int(scores.isnan().sum()):
+        msg = (
+            f"{invalid} of the {len(scores)} normal images have a score that is no number, so the model has diverged; "
+            "train it with a lower learning rate or in full precision"
+        )
+        raise InputError(msg)
+    network.calibration.levels = before
+    change = network.calibration.add if add else network.calibration.fit
+    change(found.embeddings, scores, found.labels, levels)
+    return NormalScores(scores, found.labels)
 
 
-def _fit(
-    model: AnomalibModule,
-    network: Calibratable,
-    labels: Callable[[ImageBatch], Tensor],
+class _Found(NamedTuple):
+    embeddings: Tensor  # (N, D)
+    scores: Tensor  # (N, S)
+    labels: Tensor  # (N,)
+
+
+def _remember(network: CCLModel, images: Callable[[str], Iterable[Labelled]], add: bool) -> Tensor:
+    """Build the memory of each class; give the number of the image that each vector is from."""
+    sample = PatchSample()
+    for batch in images("Memory"):
+        for tile in network.tiling.cut(batch.images):
+            targets, _ = network.network.encode(tile)
+            sample.add(patches_of(targets), batch.labels, batch.numbers)
+    every = PatchSample()
+    for own in _gathered(sample):
+        every.merge(own)
+    return network.memory.build(every, add)
+
+
+def _each(
+    network: CCLModel,
+    images: Callable[[str], Iterable[Labelled]],
     description: str,
-    learns_usual: bool = False,
-) -> None:
-    """Fit prototypes and limits in one pass, and learn the mean map of each class on the way if that is asked for."""
-    # What is usual is learnt from images as they are: views show each place of a product a little elsewhere.
-    view = (lambda images: images) if learns_usual else calibration_view()
-    embeddings, scores, classes = [], [], []
-    sums: dict[int, Tensor] = {}
-    for batch in training_images(model, description):
-        raw = network.score(view(batch.image))  # type: ignore[arg-type]
-        embeddings.append(raw.embedding)
-        scores.append(raw.score.flatten())
-        classes.append(labels(batch).to(model.device))
-        for index in classes[-1].unique().tolist() if learns_usual else ():
-            total = network.calibration.in_blocks(raw.anomaly_map[classes[-1] == index]).sum(dim=0)
-            sums[index] = sums[index] + total if index in sums else total
-    every = torch.cat(classes)
-    network.calibration.fit(torch.cat(embeddings), torch.cat(scores), every)
-    if learns_usual:
-        counts = torch.bincount(every)[:, None, None, None]
-        network.calibration.learn_usual(torch.stack([sums[index] for index in sorted(sums)]) / counts)
+    scores_of: Callable[[CCLModel, list[Look], Tensor, tuple[int, int], Tensor | None], Tensor],
+    first: int,
+    owners: Tensor | None,
+) -> _Found:
+    """Look at each image in a pass, and score it with no part of its own in the score."""
+    parts = []
+    for batch in images(description):
+        looks = network.look(retaken(batch.images, batch.numbers))
+        if owners is not None:  # the memory is of images as they are
+            tiles = network.tiling.cut(batch.images)
+            plain = [patches_of(network.network.encode(tile)[0]) for tile in tiles]
+            looks = [look._replace(patches=patches) for look, patches in zip(looks, plain, strict=True)]
+        embedding = torch.stack([look.embedding for look in looks]).mean(dim=0)
+        excluded = None if owners is None else owners[batch.labels] == batch.numbers[:, None]
+        if excluded is not None:  # the only image of its class has nothing else to be compared with
+            excluded &= ~excluded.all(dim=1, keepdim=True)
+        size = network.tiling.tile_size((batch.images.shape[-2], batch.images.shape[-1]))
+        scores = scores_of(network, looks, batch.labels + first, size, excluded)
+        parts.append((batch.numbers, embedding.float(), scores.float(), batch.labels))
+    own = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    every = [torch.cat([part[i].to(own[i].device) for part in _gathered(own)]) for i in range(len(own))]
+    order = every[0].argsort()
+    return _Found(*(values[order] for values in every[1:]))
+
+
+def _score_of(
+    network: CCLModel, looks: list[Look], index: Tensor, size: tuple[int, int], excluded: Tensor | None
+) -> Tensor:
+    """The score of the fused map, of shape ``(B, 1)``."""
+    return network.score(network.tiling.merge([network.fuse(look, index, size, excluded) for look in looks]))
+
+
+def _levels_of(
+    network: CCLModel, looks: list[Look], index: Tensor, size: tuple[int, int], excluded: Tensor | None
+) -> Tensor:
+    """The scores of the reconstruction's and of the memory's map, of shape ``(B, 2)``."""
+    maps = [network.maps(look, index, size, excluded) for look in looks]
+    merged = [network.tiling.merge(list(of_all)) for of_all in zip(*maps, strict=True)]
+    return torch.cat([network.score(one) for one in merged], dim=1)
+
+
+def _medians(scores: Tensor, labels: Tensor) -> Tensor:
+    """The median of each class and, last, of all, of shape ``(K + 1, S)``."""
+    of_class = [scores[labels == c].median(dim=0).values for c in range(int(labels.max()) + 1)]
+    return torch.stack([*of_class, scores.median(dim=0).values]).clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def _gathered(own: T) -> list[T]:
+    """What each process has, in the order of the ranks; outside of distributed training, one's own."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [own]
+    received: list[T | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(received, own)
+    return received  # type: ignore[return-value]

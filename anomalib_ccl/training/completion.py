@@ -1,30 +1,42 @@
-"""Weights, calibration and thresholds of one moment, however a training ends."""
+"""When a model is calibrated: with the weights that are kept, however a training ends."""
 
 import logging
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from anomalib.data import ImageBatch
-from anomalib.post_processing import PostProcessor
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor, distributed
+from torch import distributed, nn
 
-from anomalib_ccl.training.calibrate import Calibratable, calibrate
-from anomalib_ccl.training.post_processor import forget_thresholds
-from anomalib_ccl.training.thresholds import set_thresholds
+from anomalib_ccl.classes.training_classes import TrainingClasses
+from anomalib_ccl.data.passes import Passes
+from anomalib_ccl.model.torch_model import CCLModel
+from anomalib_ccl.training.calibrate import calibrate
 
 logger = logging.getLogger(__name__)
 
 # What belongs to the weights of one moment, by the beginnings of its names in a checkpoint.
-_OF_THE_MOMENT = ("model.calibration.", "post_processor.")
+_OF_THE_MOMENT = ("model.calibration.", "model.memory.")
+
+
+class Calibrated(Protocol):
+    """What completion needs to know of a model."""
+
+    model: CCLModel
+    classes: TrainingClasses
+    calibrate: bool
+    pre_processor: nn.Module | None
 
 
 class Completion(Callback):
-    """Calibrates a model, and sets its thresholds on calibrated scores, for the very weights that are kept.
+    """Calibrates a model for the very weights that are kept.
 
     That happens with each validation, before it scores its first image; when a checkpoint is saved for whose weights it
     has not happened, whoever saves it; and when the training ends, whatever has ended it. So a model in memory, each of
@@ -33,99 +45,95 @@ class Completion(Callback):
 
     An interrupt (Ctrl-C, SIGTERM) ends a training like any other end, but not on several processes, which it reaches at
     different moments. After any other error the model in memory is not calibrated.
-
-    Args:
-        network: The network, a part of the Trainer's model.
-        labels: Gives the classes of training images, integers of shape ``(B,)``; without it there is no calibration.
     """
 
-    def __init__(self, network: Calibratable, labels: Callable[[ImageBatch], Tensor] | None) -> None:
-        self._network = network
-        self._labels = labels
-        self._complete_at: int | None = None
+    def __init__(self) -> None:
+        self._calibrated_at: int | None = None
+        self._saved_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier training, and its calibration: other weights are to come, or even other products."""
-        del trainer, pl_module
-        self._complete_at = None
-        self._network.calibration.reset()
+        self._calibrated_at = self._saved_at = None
+        _reset(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Calibrate before the validation of a training sets the thresholds."""
-        if _in_training(trainer):
-            self._calibrate(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the model is complete."""
-        del pl_module
-        if _in_training(trainer):
-            self._complete_at = trainer.global_step
+        """Calibrate before the validation of a training."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.complete(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete the model, and save it if no checkpoint has its last weights."""
+        """Calibrate the model, and save it if no checkpoint has its last weights."""
         self.complete(trainer, pl_module)
-        _save_last(trainer)
+        if self._saved_at != trainer.global_step:
+            _save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Complete and save the model of an interrupted training; leave that of a failed one without calibration."""
+        """Calibrate and save the model of an interrupted training; leave that of a failed one without calibration."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.global_step == 0:
             return
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.world_size == 1:
-            logger.warning("Interrupted: the model is calibrated as it is, and saved.")
-            self.on_train_end(trainer, pl_module)
-        elif self._complete_at != trainer.global_step:
-            self._network.calibration.reset()
-            if type(pl_module.post_processor) is PostProcessor:
-                forget_thresholds(pl_module.post_processor)
+            logger.warning("Interrupted: the model is being calibrated and saved. Ctrl-C again ends it without that.")
+            start = time.monotonic()
+            with _interruptible():
+                self.on_train_end(trainer, pl_module)
+            path = getattr(trainer.checkpoint_callback, "best_model_path", "") or "memory alone"
+            logger.warning("Calibrated and saved in %.0f s: %s", time.monotonic() - start, path)
+        elif self._calibrated_at != trainer.global_step:
+            _reset(pl_module)
 
-    def complete(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Calibrate the model and set its thresholds, if that has not been done for its weights.
-
-        Args:
-            trainer: The trainer of the model, in training.
-            pl_module: The model.
-        """
-        if self._complete_at != trainer.global_step:
-            self._calibrate(trainer, pl_module)
-            set_thresholds(trainer, pl_module)
-            self._complete_at = trainer.global_step
+    def complete(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401  # Calibrated and LightningModule
+        """Calibrate the model, if that has not been done for its weights, on all processes."""
+        if self._calibrated_at == trainer.global_step:
+            return
+        model: CCLModel = pl_module.model
+        if trainer.world_size > 1:
+            # The running statistics of each process are those of its own images; the first one's are saved.
+            for buffer in model.network.buffers():
+                distributed.broadcast(buffer, src=0)
+        if pl_module.calibrate:
+            images = Passes.of_training(pl_module, pl_module.pre_processor)
+            training = pl_module.training
+            pl_module.eval()
+            with trainer.precision_plugin.val_step_context():
+                calibrate(model, images.labelled(pl_module.classes.labels))
+            pl_module.train(training)
+        self._calibrated_at = trainer.global_step
 
     def complete_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete the model that is being saved, and its checkpoint.
-
-        Args:
-            trainer: The trainer of the model, in training.
-            pl_module: The model.
-            checkpoint: What will be saved, with the model's state as it was before.
-        """
+        """Complete the model that is being saved, and its checkpoint."""
         self.complete(trainer, pl_module)
         state = {name: value for name, value in pl_module.state_dict().items() if name.startswith(_OF_THE_MOMENT)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
-
-    def _calibrate(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
-        """Calibrate the model with the weights that it is scored and saved with, on all processes."""
-        if trainer.world_size > 1:
-            # The running statistics of each process are those of its own images; the first one's are saved.
-            for buffer in self._network.network.buffers():
-                distributed.broadcast(buffer, src=0)
-        if self._labels is not None:
-            calibrate(pl_module, self._network, self._labels)
+        self._saved_at = trainer.global_step
 
 
-def _in_training(trainer: Trainer) -> bool:
-    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+def _reset(pl_module: Any) -> None:  # noqa: ANN401
+    pl_module.model.calibration.reset()
+    pl_module.model.memory.reset()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let a second Ctrl-C end the program: Lightning ignores it from the first one on."""
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, ignored)
 
 
 def _save_last(trainer: Trainer) -> None:
-    """Save a checkpoint, if Lightning's callbacks, which save after some validations, have none of this moment."""
+    """Save a checkpoint of the last weights: Lightning's callbacks save after some validations only."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    saved = any(callback._last_global_step_saved == trainer.global_step for callback in callbacks)
-    if saved or not callbacks or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not callbacks or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     for callback in callbacks:
         if callback.monitor is None and callback.save_top_k != 0:
-            callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
+            moment = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
+            path = callback.format_checkpoint_name({**trainer.callback_metrics, **moment})
+            trainer.save_checkpoint(path)
+            callback.best_model_path = path
             return
-    path = Path(callbacks[0].dirpath or trainer.default_root_dir) / "last.ckpt"
-    trainer.save_checkpoint(path)
-    logger.info("The model as it was at the end of the training, which the monitored checkpoints are not: %s", path)
+    last = Path(callbacks[0].dirpath or trainer.default_root_dir) / "last.ckpt"
+    trainer.save_checkpoint(last)
+    logger.info("The model as it was at the end of the training, which the monitored checkpoints are not: %s", last)

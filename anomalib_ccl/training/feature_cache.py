@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Compose, Resize, Transform
 
 from anomalib_ccl.data.samples import datasets_of
-from anomalib_ccl.training.training_pass import first_training_image
+from anomalib_ccl.errors import InputError
 
 # Targets and inputs of images, as a reconstruction network's ``encode`` gives them.
 Encoded = tuple[list[Tensor], list[Tensor]]
@@ -25,9 +25,6 @@ class FeatureCache(Callback):
     They lie in one temporary file for each process, which is freed when the training ends, in whatever way: nothing
     of it is left even by a process that was killed. A resumed training begins with an empty one. Where the file is
     larger than the free memory, each step reads its images' features from the disk.
-
-    Args:
-        folder: Folder for the file; made if it is not there.
 
     Example:
         >>> def encode(images: Tensor) -> Encoded:
@@ -51,38 +48,27 @@ class FeatureCache(Callback):
         self._file: IO[bytes] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
-        """Open the file of a training.
-
-        Raises:
-            ValueError: If augmentations may change the training images from epoch to epoch.
-            OSError: If the folder cannot be written to, or has not enough room.
-        """
+        """Open the file of a training."""
         dataset: Any = trainer.train_dataloader.dataset  # type: ignore[union-attr]
         for part in datasets_of(dataset):
-            _refuse_augmentations(part.augmentations)
+            _refuse_augmentations(getattr(part, "augmentations", None))
         tiling = pl_module.model.tiling
-        tile = tiling.cut(first_training_image(pl_module))[0]
+        first = trainer.train_dataloader.collate_fn([dataset[0]]).image  # type: ignore[union-attr]
+        transform = getattr(pl_module.pre_processor, "transform", None)
+        tile = tiling.cut(first if transform is None else transform(first))[0].to(pl_module.device)
         with trainer.precision_plugin.forward_context():  # so that the maps have the type of those in training
             encoded = pl_module.model.network.encode(tile.to(pl_module.dtype))
         self.open(encoded, len(dataset) * tiling.count * trainer.num_devices)
 
     def open(self, example: Encoded, count: int) -> None:
-        """Open an empty file.
-
-        Args:
-            example: Targets and inputs of one image, each of shape ``(1, C_l, …)``. What is in both is kept once.
-            count: Images that there must be room for.
-
-        Raises:
-            OSError: If the folder cannot be written to, or has not enough room.
-        """
+        """Open an empty file."""
         self.close()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # open until the training ends
         except OSError as error:
             msg = f"feature_cache={self.folder} cannot be written to: {error.strerror}; choose another folder"
-            raise OSError(msg) from error
+            raise InputError(msg) from error
         self._row_of_image: dict[str, int] = {}
         targets, inputs = example
         places: dict[int, int] = {}
@@ -97,19 +83,10 @@ class FeatureCache(Callback):
                 f"feature_cache={self.folder} has {free / 1e6:.0f} MB free, but the features of all images take "
                 f"{needed / 1e6:.0f} MB; free some space, choose another folder, or train without feature_cache"
             )
-            raise OSError(msg)
+            raise InputError(msg)
 
     def features(self, images: Tensor, paths: Sequence[str], encode: Callable[[Tensor], Encoded]) -> Encoded:
-        """Look up the features of images; those that are not there yet are encoded and kept.
-
-        Args:
-            images: Pre-processed images of shape ``(B, 3, H, W)``.
-            paths: What each is known by.
-            encode: Makes targets and inputs of images.
-
-        Returns:
-            Targets and inputs on the images' device.
-        """
+        """Look up the features of images; those that are not there yet are encoded and kept."""
         file: Any = self._file
         maps = [m.new_empty((len(paths), *m.shape)) for m in self._example]
         missing = [index for index, path in enumerate(paths) if path not in self._row_of_image]
@@ -155,4 +132,4 @@ def _refuse_augmentations(augmentations: Transform | None) -> None:
             "take the datamodule's augmentations of them away (the second view has its own), or train without "
             "feature_cache"
         )
-        raise ValueError(msg)
+        raise InputError(msg)

@@ -1,47 +1,20 @@
-"""A threshold from normal images alone."""
+"""The threshold of a calibrated model: the limit of each class."""
 
-import math
 from typing import Any
 
+from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
 
-def set_to_limit(post_processor: PostProcessor) -> None:
-    """Put the thresholds where calibration has put the limit of each class.
-
-    Args:
-        post_processor: The post-processor of a calibrated model.
-    """
-    for threshold in (post_processor._image_threshold, post_processor._pixel_threshold):
-        threshold.fill_(1.0)
-    for low, high in (
-        (post_processor.image_min, post_processor.image_max),
-        (post_processor.pixel_min, post_processor.pixel_max),
-    ):
-        low.fill_(0.0)
-        high.fill_(2.0)
-
-
-def forget_thresholds(post_processor: PostProcessor) -> None:
-    """Leave a post-processor as one that never saw a validation.
-
-    Args:
-        post_processor: The post-processor of a model.
-    """
-    for _, value in post_processor.named_buffers(recurse=False):
-        value.fill_(math.nan)
-
-
 class LimitPostProcessor(PostProcessor):
-    """Put the threshold where calibration has put the limit of each class, whatever the validation set.
+    """Call anomalous what is above the limit of its class.
 
-    :class:`~anomalib_ccl.model.calibration.ClassCalibration` makes 1 the limit that a normal image exceeds with the
-    false-alarm rate that the user asked for. So neither anomalous images nor a validation are needed. Scores and maps
-    become half the calibrated ones, at most 1: what lies above 0.5 is anomalous.
+    :class:`~anomalib_ccl.model.calibration.ClassCalibration` makes 1 the limit of every class. Scores and maps become
+    half the calibrated ones, at most 1, so that anomalib's 0.5 is the threshold. Neither defective images nor a
+    validation set anything.
 
     Example:
         >>> import torch
-        >>> from anomalib.data import InferenceBatch
         >>> calibrated = InferenceBatch(pred_score=torch.tensor([[0.8], [1.2]]), anomaly_map=torch.zeros(2, 1, 4, 4))
         >>> processed = LimitPostProcessor()(calibrated)
         >>> processed.pred_score.flatten().tolist(), processed.pred_label.flatten().tolist()
@@ -50,13 +23,25 @@ class LimitPostProcessor(PostProcessor):
 
     def __init__(self) -> None:
         super().__init__()
-        set_to_limit(self)
+        for threshold in (self._image_threshold, self._pixel_threshold):  # anomalib has no public way to set them
+            threshold.fill_(1.0)
+        for low, high in ((self.image_min, self.image_max), (self.pixel_min, self.pixel_max)):
+            low.fill_(0.0)
+            high.fill_(2.0)
+
+    def forward(self, predictions: InferenceBatch) -> InferenceBatch:
+        """Halve scores and maps, and compare them with 0.5."""
+        score, anomaly_map = (
+            None if x is None else (x / 2).clamp(0, 1) for x in (predictions.pred_score, predictions.anomaly_map)
+        )
+        label, mask = (None if x is None else x > 0.5 for x in (score, anomaly_map))
+        return InferenceBatch(score, label, anomaly_map, mask)
 
     def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
-        """Leave the threshold and the range as they are: the checkpoint's may be those of a validation."""
+        """Leave the threshold as it is: a checkpoint's may be that of another post-processor."""
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Leave the threshold and the range as they are."""
+        """Leave the threshold as it is."""
 
     def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Leave the threshold and the range as they are."""
+        """Leave the threshold as it is."""

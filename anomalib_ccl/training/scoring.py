@@ -1,43 +1,79 @@
-"""One pass of a trained model over images, outside of any Trainer."""
+"""How a model scores images in anomalib's engine: in a validation, a test and a prediction."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from anomalib.data import ImageBatch, PredictDataset
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from anomalib_ccl.data.prediction import read_alike
-from anomalib_ccl.training.training_pass import plain_loader
+from anomalib_ccl.classes.training_classes import TrainingClasses
+from anomalib_ccl.data.reading import PixelRanges, is_high_bit_depth, orientation_of, read_image
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.torch_model import CCLModel
+
+if TYPE_CHECKING:
+    # Not a base class: anomalib lists the direct subclasses of its own as models.
+    _Base = AnomalibModule
+else:
+    _Base = object
 
 
-@torch.no_grad()
-def raw_scores(
-    model: Any,  # noqa: ANN401  # with a network that scores images, and the ranges that it was trained with
-    loader: DataLoader,
-    description: str,
-    view: Callable[[Tensor], Tensor] = lambda images: images,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Score images as a model sees them, before any calibration.
+class Scoring(_Base):
+    """The part of a Lightning module that scores images and names their classes.
 
-    Args:
-        model: A trained :class:`~anomalib_ccl.CCL` in eval mode.
-        loader: Loader of one of a datamodule's subsets.
-        description: What the progress bar says.
-        view: Makes of each batch of pre-processed images what is scored.
-
-    Returns:
-        Embeddings of shape ``(N, D)``, raw scores of shape ``(N, 1)``, and raw maps in the calibration's blocks, of
-        shape ``(N, 1, h, w)``, in the order of the data set.
+    Attributes:
+        model: The network.
+        classes: The classes of the training images.
+        calibrate: Whether the model is to be calibrated.
+        pixel_ranges: Black and white of the training images, where MultiCategory read them.
     """
-    transform: Any = getattr(model.pre_processor, "transform", None)
-    read_alike([loader.dataset], model.pixel_ranges)
-    embeddings, scores, maps = [], [], []
-    for batch in tqdm(plain_loader(loader, model.pre_processor), description):
-        images = batch.image.to(model.device)
-        raw = model.model.score(view(transform(images) if transform else images))
-        embeddings.append(raw.embedding.float().cpu())
-        scores.append(raw.score.float().cpu())
-        maps.append(model.model.calibration.in_blocks(raw.anomaly_map).float().cpu())
-    return torch.cat(embeddings), torch.cat(scores), torch.cat(maps)
+
+    model: CCLModel
+    classes: TrainingClasses
+    calibrate: bool
+    pixel_ranges: PixelRanges | None
+
+    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """Score a batch of images."""
+        del args, kwargs
+        prediction = self.model(batch.image)
+        names = [*self.classes.names, "unknown"]
+        return batch.update(
+            anomaly_map=prediction.anomaly_map,
+            pred_score=prediction.pred_score,
+            explanation=[names[i] for i in prediction.class_index] if self.model.calibration.is_calibrated else None,
+        )
+
+    test_step = validation_step  # type: ignore[assignment]  # anomalib's takes any batch
+
+    def predict_step(  # type: ignore[override]
+        self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> STEP_OUTPUT:
+        """Score a batch of images, which are read as those of the training where anomalib reads them otherwise.
+
+        anomalib's ``PredictDataset`` reads images of high bit depth as white, and turns none as its EXIF data say.
+        """
+        loaders: Any = self.trainer.predict_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
+        ranges, paths = self.pixel_ranges, batch.image_path or []
+        if ranges is not None and isinstance(loader.dataset, PredictDataset) and any(map(_is_misread, paths)):
+            images = torch.stack([read_image(path, ranges) for path in paths]).to(self.device)
+            transform = getattr(self.pre_processor, "transform", None)
+            batch.image = images if transform is None else transform(images)
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_start(self) -> None:
+        """Refuse to score without limits."""
+        if self.calibrate and not self.model.calibration.is_calibrated:
+            msg = (
+                "this CCL model is not calibrated, so it cannot tell normal from anomalous: train it to its end, or "
+                "give the checkpoint of a training with ckpt_path; calibrate=False scores without limits"
+            )
+            raise InputError(msg)
+
+    on_predict_start = on_test_start
+
+
+def _is_misread(path: str) -> bool:
+    return is_high_bit_depth(path) or orientation_of(path) != 1

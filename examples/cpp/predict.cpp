@@ -1,7 +1,7 @@
-// Tells product, score and verdict of an image:  predict MODEL.xml IMAGE.ppm [PRODUCT]
+// Prints product, score and verdict of an image:  predict MODEL.xml IMAGE.ppm [PRODUCT]
 //
-// MODEL comes from `anomalib export --export_type openvino --model.class_output true`, and, where the line knows the
-// product and says so, `--model.product_input true`. IMAGE is a binary PPM, 8 bits, RGB; `python -c "from PIL import
+// MODEL comes from `anomalib export --export_type openvino --onnx_kwargs '{"class_output": true, "product_input": true}'`;
+// without product_input, PRODUCT cannot be given. IMAGE is a binary PPM, 8 bits, RGB; `python -c "from PIL import
 // Image; Image.open('a.png').convert('RGB').save('a.ppm')"` makes one. A camera's own buffer will do as well.
 #include <algorithm>
 #include <fstream>

@@ -14,10 +14,11 @@ def build(backbone: str, kind: str) -> AnomalibModule:
     if kind == "plain" and backbone == "wide_resnet50_2":
         return ReverseDistillation(backbone, pre_trained=False, post_processor=LimitPostProcessor()).eval()
     projection = "none" if kind == "plain" else kind
-    model = CCL(backbone, pre_trained=False, projection=projection, post_processor=LimitPostProcessor()).eval()
+    research = {"projection": projection}
+    model = CCL(backbone, pre_trained=False, research=research, post_processor=LimitPostProcessor()).eval()
     if kind != "plain":
         with torch.inference_mode():
-            dimensions = model.model.score(torch.rand(1, 3, 64, 64)).embedding.shape[1]
+            dimensions = model.model(torch.rand(1, 3, 64, 64)).embedding.shape[1]
         model.model.calibration.fit(torch.randn(30, dimensions), torch.rand(30), torch.arange(30) // 2)
         model.classes.names = [f"{number:02}" for number in range(15)]
     return model

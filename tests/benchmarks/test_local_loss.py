@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_ccl.model.local_loss import LocalContrastiveLoss, draw_negatives, draw_partners
+from anomalib_ccl.model.local_loss import LocalContrastiveLoss, draw_in_class_positives, draw_negatives
 
 BATCH, CHANNELS, SIDE, TEMPERATURE = 16, 256, 64, 0.05
 
@@ -26,10 +26,10 @@ BATCH, CHANNELS, SIDE, TEMPERATURE = 16, 256, 64, 0.05
 def textbook(f: Tensor, g: Tensor, p: Tensor, k: Tensor, labels: Tensor) -> Tensor:
     """One similarity matrix for the batch and each positive, and normalised copies of all maps."""
     f, g, p, k = (F.normalize(x.flatten(2), dim=1) for x in (f, g, p, k))
-    negatives, partners = draw_negatives(labels, 1)[0][:, 0], draw_partners(labels)[0]
+    negatives, in_class = draw_negatives(labels, 1)[0][:, 0], draw_in_class_positives(labels)[0]
     negative = (p * k[negatives]).sum(dim=1) / TEMPERATURE
     losses = []
-    for seen, projected in ((g, k), (f[partners], p[partners])):
+    for seen, projected in ((g, k), (f[in_class], p[in_class])):
         match = (f.transpose(1, 2) @ seen).argmax(dim=2)
         positive = (p * projected.gather(2, match[:, None].expand_as(projected))).sum(dim=1) / TEMPERATURE
         losses.append(torch.logaddexp(positive, negative) - positive)

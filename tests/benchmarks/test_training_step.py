@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomalib_ccl import CCL
-from anomalib_ccl.model.local_loss import draw_negatives, draw_partners
+from anomalib_ccl.model.local_loss import draw_in_class_positives, draw_negatives
 from anomalib_ccl.training.feature_cache import FeatureCache
 
 BACKBONE, BATCH, STEPS, TEMPERATURE = "wide_resnet50_2", 8, 3, 0.05
@@ -46,7 +46,8 @@ class Straightforward(nn.Module):
 
     def load(self, ours: CCL) -> None:
         for part in ("teacher", "bottleneck", "decoder"):
-            getattr(self, part).load_state_dict(getattr(ours.model.network, part).state_dict())
+            # Not strictly: anomalib's bottleneck has layers that are not used, and ours has not.
+            getattr(self, part).load_state_dict(getattr(ours.model.network, part).state_dict(), strict=False)
         self.projections.load_state_dict(ours.model.projections.state_dict())
 
     def forward(self, images: Tensor, view: Tensor, labels: Tensor) -> Tensor:
@@ -65,19 +66,19 @@ class Straightforward(nn.Module):
     @staticmethod
     def local(f: list[Tensor], g: list[Tensor], p: list[Tensor], k: list[Tensor], labels: Tensor) -> Tensor:
         negatives = draw_negatives(labels, 1)[0][:, 0]
-        partners, has_partner = draw_partners(labels)
+        in_class, has_in_class = draw_in_class_positives(labels)
         has_negative = (labels[:, None] != labels).any(dim=1)
         scales = []
         for maps in zip(f, g, p, k, strict=True):
             f_l, g_l, p_l, k_l = (F.normalize(x.flatten(2), dim=1) for x in maps)
             negative = torch.stack([(p_l[i] * k_l[j]).sum(dim=0) for i, j in enumerate(negatives)]) / TEMPERATURE
             losses = []
-            for seen, projected in ((g_l, k_l), (f_l[partners], p_l[partners])):
+            for seen, projected in ((g_l, k_l), (f_l[in_class], p_l[in_class])):
                 match = (f_l.transpose(1, 2) @ seen).argmax(dim=2)
                 matched = projected.gather(2, match[:, None].expand_as(projected))
                 positive = (p_l * matched).sum(dim=1) / TEMPERATURE
                 losses.append((torch.logaddexp(positive, negative) - positive).mean(dim=1))
-            of_image = torch.where(has_partner, (losses[0] + losses[1]) / 2, losses[0])
+            of_image = torch.where(has_in_class, (losses[0] + losses[1]) / 2, losses[0])
             scales.append(of_image[has_negative].mean())
         return torch.stack(scales).mean()
 
@@ -98,7 +99,7 @@ def make_step(name: str, classes: int, dtype: torch.dtype) -> tuple[nn.Module, C
     """The network that is trained, and a function that computes its loss on a batch of images of this size."""
     torch.manual_seed(0)
     options = {"released": {"losses": "released"}, "without global loss": {"global_weight": 0}}.get(name, {})
-    ours = CCL(BACKBONE, pre_trained=False, noise_probability=0, **options).to(dtype).train()
+    ours = CCL(BACKBONE, pre_trained=False, research={"noise_probability": 0, **options}).to(dtype).train()
     plain = Straightforward().to(dtype)
     plain.load(ours)
     paths = [str(index) for index in range(BATCH)]

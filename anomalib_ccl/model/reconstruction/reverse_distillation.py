@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from anomalib.models.components.backbone import get_decoder
 from anomalib.models.components.backbone.resnet_decoder import DecoderBasicBlock
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation
 
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
-from anomalib_ccl.model.reconstruction.teacher import STRIDES, Teacher
+from anomalib_ccl.model.reconstruction.frozen_backbone import FrozenBackbone, check_known
+
+STRIDES = (4, 8, 16)
 
 
 class ReverseDistillation(ReconstructionNetwork):
@@ -28,9 +32,7 @@ class ReverseDistillation(ReconstructionNetwork):
         weights: A file with the teacher's weights, used instead of timm's.
 
     Raises:
-        ValueError: If the backbone is unknown or not convolutional, or the file holds other weights.
-        FileNotFoundError: If the file does not exist.
-        OSError: If the weights cannot be downloaded.
+        InputError: If the backbone is unknown or not convolutional, or its weights cannot be found, read or used.
 
     Example:
         >>> network = ReverseDistillation("mobilenetv3_small_100", pre_trained=False)
@@ -43,22 +45,20 @@ class ReverseDistillation(ReconstructionNetwork):
     """
 
     stride = 2 * STRIDES[-1]
-
-    teacher: Teacher
+    teacher: FrozenBackbone
 
     def __init__(
         self, backbone: str = "wide_resnet50_2", pre_trained: bool = True, weights: str | Path | None = None
     ) -> None:
         super().__init__()
-        self.teacher = Teacher(backbone, pre_trained, weights)
+        self.teacher = FrozenBackbone(backbone, _scales(backbone), pre_trained, weights)
         self.channels = list(self.teacher.out_dims)
         self.bottleneck: nn.Module
         self.decoder: nn.Module
         try:
             self.decoder = get_decoder(backbone)
             self.bottleneck = get_bottleneck_layer(backbone)
-            # anomalib keeps these two layers of the original code, but its forward does not use them: 8.4 million
-            # values of a WideResNet-50-2.
+            # anomalib's forward does not use these layers: 8.4 million values of a WideResNet-50-2.
             del self.bottleneck.conv4, self.bottleneck.bn4
         except ValueError:  # anomalib has none for this backbone
             self.decoder = Decoder(self.channels)
@@ -77,19 +77,26 @@ class ReverseDistillation(ReconstructionNetwork):
         """Reconstruct the teacher's feature maps; see the base class."""
         return self.decoder(embedding)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
-        # Earlier checkpoints hold the two layers that are not used.
-        for name in [n for n in state_dict if n.startswith((f"{prefix}bottleneck.conv4.", f"{prefix}bottleneck.bn4."))]:
-            del state_dict[name]
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def _scales(backbone: str) -> list[int]:
+    """Find which of a backbone's feature maps have the strides 4, 8 and 16."""
+    check_known(backbone)
+    advice = "choose a convolutional one, for example wide_resnet50_2, tf_efficientnet_lite0 or convnext_tiny"
+    # anomalib's extractor reads every name with "vit" in it as a plain transformer.
+    if "vit" in backbone.lower():
+        msg = f"backbone {backbone!r} is a vision transformer; {advice}, or reconstruction='vit'"
+        raise InputError(msg)
+    try:
+        network: Any = timm.create_model(backbone, features_only=True)
+        strides = network.feature_info.reduction()
+        return [strides.index(stride) for stride in STRIDES]
+    except (RuntimeError, ValueError) as error:
+        msg = f"backbone {backbone!r} has no feature maps at strides 4, 8 and 16; {advice}"
+        raise InputError(msg) from error
 
 
 class Bottleneck(nn.Module):
-    """Bring all scales to the coarsest, fuse them and halve the resolution once more.
-
-    Args:
-        channels: Channels of the feature maps, fine to coarse, each at half the resolution of the one before.
-    """
+    """Bring all scales to the coarsest, fuse them and halve the resolution once more."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
@@ -105,14 +112,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Fuse the maps.
-
-        Args:
-            features: Maps of shape ``(B, C_l, H_l, W_l)``, fine to coarse.
-
-        Returns:
-            The embedding map, of shape ``(B, 2 C_L, H_L / 2, W_L / 2)``.
-        """
+        """Fuse the maps."""
         same_size = [layers(f) for layers, f in zip(self.downsample, features, strict=True)]
         return self.fuse(torch.cat(same_size, dim=1))
 
@@ -122,32 +122,19 @@ class Decoder(nn.Module):
 
     A linear layer makes each reconstruction: many backbones' features are negative as often as positive, which
     the ReLU at the end of a stage could not follow.
-
-    Args:
-        channels: Channels of the feature maps to reconstruct, fine to coarse.
     """
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
         coarse_to_fine = [2 * channels[-1], *reversed(channels)]
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                DecoderBasicBlock(before, after, stride=2, upsample=_upsample(before, after)),
-                DecoderBasicBlock(after, after),
-            )
+            nn.Sequential(_doubled(before, after), DecoderBasicBlock(after, after))
             for before, after in pairwise(coarse_to_fine)
         )
         self.heads = nn.ModuleList(nn.Conv2d(c, c, kernel_size=1) for c in coarse_to_fine[1:])
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
-        """Reconstruct the maps.
-
-        Args:
-            embedding: The embedding map, of shape ``(B, 2 C_L, h, w)``.
-
-        Returns:
-            Maps of shape ``(B, C_l, H_l, W_l)``, fine to coarse; the coarsest is twice as large as the embedding.
-        """
+        """Reconstruct the maps."""
         maps = []
         for stage, head in zip(self.stages, self.heads, strict=True):
             embedding = stage(embedding)
@@ -155,5 +142,6 @@ class Decoder(nn.Module):
         return maps[::-1]
 
 
-def _upsample(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose2d(before, after, 2, stride=2, bias=False), nn.BatchNorm2d(after))
+def _doubled(before: int, after: int) -> DecoderBasicBlock:
+    upsample = nn.Sequential(nn.ConvTranspose2d(before, after, 2, stride=2, bias=False), nn.BatchNorm2d(after))
+    return DecoderBasicBlock(before, after, stride=2, upsample=upsample)

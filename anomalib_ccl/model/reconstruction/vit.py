@@ -5,23 +5,18 @@ from typing import ClassVar
 
 import torch
 from timm.layers import resample_abs_pos_embed, trunc_normal_
-from timm.models import named_apply
 from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
-from anomalib_ccl.model.reconstruction.recipe import Recipe, trained_weights
-from anomalib_ccl.model.reconstruction.transformer_teacher import TransformerTeacher
-
-_RATE = _WEIGHT_DECAY = 1e-4
-# Side of the square of pixels over which the map is averaged before its maximum is the score.
-_SCORE_WINDOW = 16
+from anomalib_ccl.model.reconstruction.frozen_backbone import TransformerTeacher
+from anomalib_ccl.model.reconstruction.recipe import Recipe, View, trained_weights
 
 
 def _adamw(network: nn.Module, projections: nn.Module) -> Optimizer:
-    return AdamW(trained_weights(network, projections), lr=_RATE, weight_decay=_WEIGHT_DECAY)
+    return AdamW(trained_weights(network, projections), lr=1e-4, weight_decay=1e-4)
 
 
 def _quarters(depth: int) -> list[int]:
@@ -35,17 +30,13 @@ class ViT(ReconstructionNetwork):
     Of a ViT of twelve blocks, the patch tokens after the last are projected and, through a linear layer, embedded; the
     decoder's blocks 9, 6 and 3 reconstruct those after blocks 3, 6 and 9. Class and register tokens are left out.
 
-    What CCL's authors take for it: no noise, a temperature of 0.1, AdamW, batches of 8.
-
     Args:
         backbone: Name of a plain timm ViT of at least four blocks, with patches of any size.
         pre_trained: Whether the teacher uses timm's pre-trained weights.
         weights: A file with the teacher's weights, used instead of timm's.
 
     Raises:
-        ValueError: If the backbone is unknown or no plain ViT, or the file holds other weights.
-        FileNotFoundError: If the file does not exist.
-        OSError: If the weights cannot be downloaded.
+        InputError: If the backbone is unknown or no plain ViT, or its weights cannot be found, read or used.
 
     Example:
         >>> network = ViT("test_vit", pre_trained=False)
@@ -57,7 +48,13 @@ class ViT(ReconstructionNetwork):
         [True, True, True]
     """
 
-    recipe: ClassVar[Recipe] = Recipe(_adamw, batch_size=8, temperature=0.1, noise_probability=0.0)
+    recipe: ClassVar[Recipe] = Recipe(
+        _adamw,
+        batch_size=8,
+        temperature=0.1,
+        noise_probability=0.0,
+        view=View(scale=(0.7, 1.0), rotation=30.0, blur_kernels=(5, 9)),
+    )
     teacher: TransformerTeacher
 
     def __init__(
@@ -65,17 +62,17 @@ class ViT(ReconstructionNetwork):
     ) -> None:
         super().__init__()
         self.teacher = TransformerTeacher(backbone, _quarters, pre_trained, weights)
-        width, self.stride = self.teacher.width, self.teacher.stride
-        self.channels = [width]
-        self.bottleneck = nn.Linear(width, width)
-        sides = (round(side / self.stride) for side in self.recipe.image_size)
-        self.decoder = Decoder(self.teacher, (next(sides), next(sides)))
-        named_apply(init_weights_vit_timm, self.bottleneck)
-        named_apply(init_weights_vit_timm, self.decoder)
+        self.channels, self.stride = [self.teacher.width], self.teacher.stride
+        self.bottleneck = nn.Linear(self.teacher.width, self.teacher.width)
+        height, width = (round(side / self.stride) for side in self.recipe.image_size)
+        self.decoder = Decoder(self.teacher, (height, width))
+        self.bottleneck.apply(init_weights_vit_timm)
+        self.decoder.apply(init_weights_vit_timm)
 
     def encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Give the maps after three blocks as targets, and that after the last as input; see the base class."""
-        *targets, last = self.teacher.maps(images)
+        prefix = self.teacher.prefix
+        *targets, last = (self.teacher.as_map(tokens[:, prefix:], images) for tokens in self.teacher.features(images))
         return targets, [last]
 
     def embed(self, inputs: list[Tensor]) -> Tensor:
@@ -88,16 +85,11 @@ class ViT(ReconstructionNetwork):
 
     def score(self, anomaly_map: Tensor) -> Tensor:
         """Take the maximum of the map after a mean over 16 × 16 pixels; see the base class."""
-        return F.avg_pool2d(anomaly_map, _SCORE_WINDOW, stride=1).amax(dim=(-2, -1))
+        return F.avg_pool2d(anomaly_map, 16, stride=1).amax(dim=(-2, -1))
 
 
 class Decoder(nn.Module):
-    """ViT blocks with a position embedding of their own and no class token.
-
-    Args:
-        teacher: The teacher whose maps are reconstructed.
-        grid: Rows and columns of the position embedding, which is resampled for maps of other sizes.
-    """
+    """ViT blocks with a position embedding of their own and no class token."""
 
     def __init__(self, teacher: TransformerTeacher, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -109,14 +101,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(teacher.width, heads, qkv_bias=True) for _ in range(self.targets[-1]))
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
-        """Reconstruct the maps.
-
-        Args:
-            embedding: The embedding map, of shape ``(B, D, h, w)``.
-
-        Returns:
-            Maps of the same shape: what the last block gives reconstructs the first target.
-        """
+        """Reconstruct the maps."""
         size = embedding.shape[-2:]
         # Without antialiasing, as anomalib has timm resample the teacher's, because no exporter has it.
         position = resample_abs_pos_embed(

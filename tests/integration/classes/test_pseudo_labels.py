@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import trainings
 from anomalib.data import Folder
 from anomalib.data.utils import read_image
-from anomalib.engine import Engine
 from lightning import Callback, seed_everything
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import RandomInvert
+from trainings import engine, last_checkpoint
 
-from anomalib_ccl import CCL, MultiCategory
+from anomalib_ccl import CCL
+from anomalib_ccl.errors import InputError
 
 PRODUCTS = ("brick", "retina", "tissue")
 
@@ -28,7 +30,8 @@ class Record(Callback):
         self.losses: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        self.losses.append({key: value.item() for key, value in trainer.callback_metrics.items()})
+        logged = trainer.callback_metrics.items()
+        self.losses.append({key: value.item() for key, value in logged if key.startswith("train_loss")})
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -37,33 +40,21 @@ class Record(Callback):
 
 def make_model(**kwargs: Any) -> CCL:
     seed_everything(0)
-    return CCL("tf_efficientnet_lite0", image_size=(64, 64), visualizer=False, evaluator=False, **kwargs)
+    options = {"image_size": (64, 64), "visualizer": False, "calibrate": False}
+    return CCL("tf_efficientnet_lite0", **options, **kwargs)
 
 
-def fit(model: CCL, data: Any, folder: Path, epochs: int = 1, ckpt_path: Any = None, **kwargs: Any) -> Record:
+def fit(model: CCL, images: Any, folder: Path, epochs: int = 1, ckpt_path: Any = None, **kwargs: Any) -> Record:
     """Train on a datamodule or a data loader."""
     record = Record(folder)
-    engine = Engine(
-        default_root_dir=folder,
-        callbacks=[record],
-        accelerator="cpu",
-        enable_progress_bar=False,
-        max_epochs=epochs,
-        limit_val_batches=0,
-        **kwargs,
-    )
-    given = "train_dataloaders" if isinstance(data, DataLoader) else "datamodule"
-    engine.fit(model, ckpt_path=ckpt_path, **{given: data})
+    run = engine(folder, record, max_epochs=epochs, limit_val_batches=0, **kwargs)
+    given = "train_dataloaders" if isinstance(images, DataLoader) else "datamodule"
+    run.fit(model, ckpt_path=ckpt_path, **{given: images})
     return record
 
 
 def classes(folder: Path, rank: int = 0) -> dict[str, int]:
     return json.loads((folder / f"classes_{rank}.json").read_text())
-
-
-def checkpoint(folder: Path) -> Path:
-    (path,) = folder.rglob("model.ckpt")
-    return path
 
 
 def make_folder(root: Path, **kwargs: Any) -> Folder:
@@ -97,13 +88,13 @@ def test_products_mixed_in_one_folder_are_told_apart_by_default(trained: tuple[P
 
 def test_checkpoint_holds_the_classes_as_plain_data(trained: tuple[Path, Record]) -> None:
     folder, _ = trained
-    loaded = CCL.load_from_checkpoint(checkpoint(folder), weights_only=True)
+    loaded = CCL.load_from_checkpoint(last_checkpoint(folder))
     assert loaded.classes.pseudo_labels == {path: f"pseudo_{label}" for path, label in classes(folder).items()}
 
 
 def altered_checkpoint(folder: Path, target: Path) -> dict[str, int]:
     """Save a checkpoint whose classes no clustering would find, and return those."""
-    content = torch.load(checkpoint(folder), weights_only=False)
+    content = torch.load(last_checkpoint(folder), weights_only=True)
     paths = sorted(content["training_classes"]["pseudo_labels"])
     content["training_classes"]["pseudo_labels"] = {path: f"pseudo_{i % 2}" for i, path in enumerate(paths)}
     torch.save(content, target)
@@ -135,9 +126,9 @@ def test_clustering_changes_no_random_number_of_the_training(
     records = []
     with caplog.at_level(logging.INFO, "anomalib_ccl"):
         for source in ("category", "pseudo"):
-            model = make_model(class_labels=source, noise_probability=1)
-            data = MultiCategory(root=sample_root, categories=list(PRODUCTS), train_batch_size=8, num_workers=0)
-            records.append(fit(model, data, tmp_path / source))
+            model = make_model(class_labels=source, research={"noise_probability": 1})
+            images = trainings.data(sample_root, PRODUCTS, train_batch_size=8)
+            records.append(fit(model, images, tmp_path / source))
     assert "V-measure of the pseudo-classes: 1.000" in caplog.messages
     assert records[0].losses == records[1].losses
 
@@ -159,28 +150,16 @@ def test_products_are_told_apart_without_a_datamodule(
     assert classes(tmp_path) == classes(trained[0])
 
 
-@pytest.mark.slow
 def test_two_processes_have_the_same_classes_found_or_resumed(
     trained: tuple[Path, Record], mixed: Path, tmp_path: Path
 ) -> None:
     expected = altered_checkpoint(trained[0], tmp_path / "altered.ckpt")
-    two = {"strategy": "ddp_spawn", "devices": 2}
+    two = {"strategy": "ddp_fork", "devices": 2}
     fit(make_model(), make_folder(mixed), tmp_path / "found", **two)
     fit(make_model(), make_folder(mixed), tmp_path / "resumed", 2, tmp_path / "altered.ckpt", **two)
     for rank in range(2):
         assert classes(tmp_path / "found", rank) == classes(trained[0])
         assert classes(tmp_path / "resumed", rank) == expected
-
-
-def test_folder_of_one_product_trains_as_one_class_with_one_warning(
-    mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "normal").mkdir()
-    for image in (mixed / "normal").glob("*_brick.png"):
-        (tmp_path / "normal" / image.name).write_bytes(image.read_bytes())
-    fit(make_model(), make_folder(tmp_path), tmp_path)
-    assert set(classes(tmp_path).values()) == {0}
-    assert sum("All training images are of one class" in message for message in caplog.messages) == 1
 
 
 def test_identical_images_are_one_class_though_more_are_asked_for(
@@ -192,10 +171,10 @@ def test_identical_images_are_one_class_though_more_are_asked_for(
         (tmp_path / "normal" / f"{i}.png").write_bytes(image)
     record = fit(make_model(n_pseudo_classes=3), make_folder(tmp_path), tmp_path)
     assert set(classes(tmp_path).values()) == {0}
-    assert "Only 1 of 3 pseudo-classes found: all other training images are copies." in caplog.messages
+    assert "Only 1 of 3 pseudo-classes found: all other images are copies." in caplog.messages
     assert record.losses[-1]["train_loss_global"] == 0
 
 
 def test_more_classes_than_images_are_refused_before_the_training(mixed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="n_pseudo_classes is 19, but there are only 18 training images"):
+    with pytest.raises(InputError, match="n_pseudo_classes is 19, but there are only 18 training images"):
         fit(make_model(n_pseudo_classes=19), make_folder(mixed), tmp_path)

@@ -1,5 +1,8 @@
-"""One image through the engine and through every exported form gives one answer."""
+"""One image through the engine and through every exported form gives one answer, whatever the options of the export."""
 
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,143 +10,174 @@ import onnxruntime
 import pytest
 import torch
 from anomalib.data import PredictDataset
-from anomalib.data.utils import read_image
-from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
+from anomalib.deploy import OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
-from lightning import seed_everything
+from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from anomalib_ccl import CCL, MultiCategory
+from anomalib_ccl import CCL, CCLInferencer, __version__
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.export.limits import read_limits, set_false_alarm_rate
+from anomalib_ccl.model.outputs import Prediction
 
-SIZE = (64, 64)
-# Some processors' OpenVINO computes in bfloat16 unless told otherwise; scores then differed by 2 to 7 %.
+# Some processors' OpenVINO computes in bfloat16 unless it is kept from it.
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
-Answer = tuple[float, np.ndarray]
-
-
-# A fixed input size with anomalib's own decoder, a dynamic one with the generic decoder.
-@pytest.fixture(scope="module", params=[("resnet18", SIZE), ("tf_efficientnet_lite0", None)], ids=["fixed", "dynamic"])
-def case(request: pytest.FixtureRequest) -> tuple[str, tuple[int, int] | None]:
-    return request.param
+OUTPUTS = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
 
 
 @pytest.fixture(scope="module")
-def trained(case: tuple, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> CCL:
-    seed_everything(0)
-    # Pre-trained where there are weights: no image then lies between two classes, of which each precision takes one.
-    model = CCL(case[0], pre_trained=case[1] is None, image_size=SIZE, visualizer=False)
-    engine = Engine(default_root_dir=tmp_path_factory.mktemp("trained"), accelerator="cpu", max_epochs=2)
-    engine.fit(model, datamodule=MultiCategory(root=sample_root, train_batch_size=8, num_workers=0))
-    return model.cpu().eval()
+def model(trained_ccl: Path) -> CCL:
+    return CCL.load_from_checkpoint(trained_ccl).eval()
 
 
 @pytest.fixture(scope="module")
-def onnx_file(case: tuple, trained: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model in ONNX, from which its exports to OpenVINO begin; the slow part, and here done once for all."""
-    return trained.to_onnx(tmp_path_factory.mktemp("onnx"), input_size=case[1])
+def images(pictures: Path) -> torch.Tensor:
+    return torch.stack([item.image for item in PredictDataset(pictures)])
 
 
 @pytest.fixture(scope="module")
-def onnx(onnx_file: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(onnx_file)
+def large(images: torch.Tensor) -> torch.Tensor:
+    """Images larger than the model's, and as rich in detail."""
+    return images.tile(1, 1, 3, 4)[..., :150, :210]
 
 
 @pytest.fixture(scope="module")
-def openvino(trained: CCL, onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trained, "to_onnx", lambda *args, **kwargs: onnx_file)
-        return trained.to_openvino(tmp_path_factory.mktemp("openvino"))
+def full(model: CCL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of any size with all outputs and inputs that there are."""
+    return model.to_onnx(tmp_path_factory.mktemp("full"), class_output=True, product_input=True)
 
 
-@pytest.fixture(scope="module")
-def example(
-    case: tuple, trained: CCL, sample_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Answer]:
-    """The test image whose score is furthest from 0 and 1, because a clamped one would agree with anything.
-
-    For a dynamic input size, the images are larger than the model's, and as rich in detail.
-    """
-    folder = sample_root / "brick" / "test"
-    if case[1] is None:
-        small, folder = sorted(folder.rglob("*.png")), tmp_path_factory.mktemp("large")
-        for number, path in enumerate(small):
-            pixels = np.tile(np.asarray(Image.open(path).convert("RGB")), (3, 4, 1))[:150, :210]
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-    dataset = PredictDataset(folder)
-    engine = Engine(default_root_dir=tmp_path_factory.mktemp("predicted"), accelerator="cpu")
-    batches = engine.predict(trained, dataloaders=DataLoader(dataset, collate_fn=dataset.collate_fn))
-    batch = min(batches, key=lambda batch: abs(batch.pred_score.item() - 0.5))
-    score, anomaly_map = batch.pred_score.item(), batch.anomaly_map.squeeze().numpy()
-    assert 0 < score < 1
-    return Path(batch.image_path[0]), (score, anomaly_map)
-
-
-@pytest.fixture(scope="module")
-def image(example: tuple[Path, Answer]) -> Path:
-    return example[0]
-
-
-@pytest.fixture(scope="module")
-def expected(example: tuple[Path, Answer]) -> Answer:
-    return example[1]
-
-
-def assert_same(score: np.ndarray | torch.Tensor, anomaly_map: np.ndarray | torch.Tensor, expected: Answer) -> None:
-    assert float(np.asarray(score).squeeze()) == pytest.approx(expected[0], rel=1e-3)
-    np.testing.assert_allclose(np.asarray(anomaly_map).squeeze(), expected[1], rtol=1e-3, atol=1e-3 * expected[1].max())
-
-
-def test_torch_export_gives_the_engines_answer(
-    trained: CCL, image: Path, expected: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
-    batch = TorchInferencer(trained.to_torch(tmp_path), device="cpu").predict(image)
-    assert_same(batch.pred_score, batch.anomaly_map, expected)
-
-
-def run(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def run(path: Path, images: torch.Tensor, product: list[int]) -> dict[str, NDArray]:
+    session = onnxruntime.InferenceSession(path)
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: pixels}), strict=True))
+    return dict(zip(names, session.run(None, {"input": images.numpy(), "product": np.array(product)}), strict=True))
 
 
-def test_onnx_export_gives_the_engines_answer(
-    onnx: onnxruntime.InferenceSession, image: Path, expected: Answer
+def predict(model: CCL, images: torch.Tensor, product: torch.Tensor | None = None) -> Prediction:
+    with torch.inference_mode():
+        return model(images, product)
+
+
+def shaped(fields: Mapping[str, NDArray | torch.Tensor], like: Prediction) -> dict[str, NDArray]:
+    """Fields in the shapes of the network; anomalib's dataclasses drop axes of length 1."""
+    return {name: np.asarray(values).reshape(getattr(like, name).shape) for name, values in fields.items()}
+
+
+def assert_same(found: Mapping[str, NDArray | torch.Tensor | None], expected: Prediction) -> None:
+    for name, values in found.items():
+        wanted = getattr(expected, name)
+        assert values is not None
+        if wanted.is_floating_point():
+            np.testing.assert_allclose(np.asarray(values), wanted, rtol=1e-4, atol=1e-4, err_msg=name)
+        else:
+            np.testing.assert_array_equal(np.asarray(values), wanted, err_msg=name)
+
+
+def test_onnx_gives_scores_maps_and_classes_of_the_model(
+    model: CCL, full: Path, images: torch.Tensor, large: torch.Tensor
 ) -> None:
-    outputs = run(onnx, read_image(image, as_tensor=True).numpy()[None])
-    assert_same(outputs["pred_score"], outputs["anomaly_map"], expected)
+    for batch in (images, large, images[:1]):
+        found = run(full, batch, [-1])
+        assert list(found) == [*OUTPUTS, "class_index", "raw_score"]
+        assert_same(found, predict(model, batch))
 
 
-def test_openvino_export_gives_the_engines_answer(
-    openvino: Path, image: Path, expected: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_products_are_scored_by_the_limit_of_the_product_that_is_given(
+    model: CCL, full: Path, images: torch.Tensor
+) -> None:
+    recognised = predict(model, images).class_index.tolist()
+    assert recognised == [0, 1, 2, 3]
+    for product in ([2, -1, 0, 1], [1]):
+        found = run(full, images, product)
+        assert_same(found, predict(model, images, torch.tensor(product)))
+        wanted = [r if p < 0 else p for p, r in zip(product * (4 // len(product)), recognised, strict=True)]
+        assert found["class_index"].tolist() == wanted
+
+
+def test_the_engine_and_openvino_give_the_scores_of_the_model(
+    model: CCL,
+    exported_ccl: Path,
+    pictures: Path,
+    images: torch.Tensor,
+    large: torch.Tensor,
+    product_names: list[str],
+    tmp_path: Path,
+) -> None:
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    batches = engine.predict(model, dataset=PredictDataset(pictures))
+    fields = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in OUTPUTS}
+    assert_same(shaped(fields, predict(model, images)), predict(model, images))
+    ours = CCLInferencer(exported_ccl, device="CPU", config=SINGLE_PRECISION)
+    names = [name for batch in batches for name in batch.explanation]
+    assert names == ours.predict(images).explanation == [*product_names, "unknown"]
+    for batch in (images, large):
+        found, expected = ours.predict(batch), predict(model, batch)
+        assert_same(shaped({name: getattr(found, name) for name in OUTPUTS}, expected), expected)
+
+
+def test_anomalibs_own_inferencers_take_the_default_export(
+    model: CCL, exported_ccl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # anomalib's inferencer leaves its cache in the working directory
-    batch = OpenVINOInferencer(openvino, device="CPU", config=SINGLE_PRECISION).predict(image)
-    assert_same(batch.pred_score, batch.anomaly_map, expected)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    gradients = [parameter.requires_grad for parameter in model.parameters()]
+    openvino = OpenVINOInferencer(exported_ccl, device="CPU", config=SINGLE_PRECISION)
+    torch_model = TorchInferencer(model.to_torch(tmp_path), device="cpu")
+    assert [parameter.requires_grad for parameter in model.parameters()] == gradients
+    for path in sorted(pictures.iterdir()):
+        image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None] / 255
+        expected = predict(model, image)
+        for prediction in (openvino.predict(path), torch_model.predict(path)):
+            assert float(prediction.pred_score.squeeze()) == pytest.approx(expected.pred_score.item(), rel=1e-4)
+            assert bool(prediction.pred_label.squeeze()) == expected.pred_label.item()
 
 
-def test_dynamic_export_takes_batches_and_images_of_other_sizes(
-    case: tuple, trained: CCL, onnx: onnxruntime.InferenceSession
+def test_a_file_knows_what_the_checkpoint_knows(
+    model: CCL, trained_ccl: Path, exported_ccl: Path, full: Path, product_names: list[str]
 ) -> None:
-    size = case[1] or (80, 100)
-    pixels = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        scores = trained(pixels).pred_score.numpy()
-    np.testing.assert_allclose(run(onnx, pixels.numpy())["pred_score"], scores, rtol=1e-3)
+    known = read_limits(trained_ccl)
+    assert known.class_names == product_names
+    assert known.limits == model.model.calibration.limits.tolist()
+    assert known.image_size == [64, 64]
+    for path in (exported_ccl, full):
+        assert read_limits(path) == known._replace(version=__version__)
+    metadata = onnxruntime.InferenceSession(full).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == product_names
+    assert json.loads(metadata["pixel_ranges"])["floats"] == [0, 1]
 
 
-def test_half_precision_openvino_export_is_smaller_and_close(
-    trained: CCL,
-    onnx_file: Path,
-    openvino: Path,
-    image: Path,
-    expected: Answer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("rate", [0.3, 0.0001])
+def test_a_rate_set_in_a_file_changes_verdicts_as_one_set_in_the_checkpoint_does(
+    trained_ccl: Path, exported_ccl: Path, full: Path, images: torch.Tensor, tmp_path: Path, rate: float
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trained, "to_onnx", lambda *args, **kwargs: onnx_file)
-    half = trained.to_openvino(tmp_path, compression_type=CompressionType.FP16)
-    assert half.with_suffix(".bin").stat().st_size < 0.6 * openvino.with_suffix(".bin").stat().st_size
-    score = OpenVINOInferencer(half, device="CPU", config=SINGLE_PRECISION).predict(image).pred_score
-    assert float(score.squeeze()) == pytest.approx(expected[0], rel=0.02)
+    checkpoint = Path(shutil.copy(trained_ccl, tmp_path))
+    copies = [Path(shutil.copytree(path.parent, tmp_path / path.suffix)) / path.name for path in (exported_ccl, full)]
+    for path in (checkpoint, *copies):
+        set_false_alarm_rate(path, rate)
+    expected = predict(CCL.load_from_checkpoint(checkpoint).eval(), images)
+    assert_same(run(copies[1], images, [-1]), expected)
+    found = CCLInferencer(copies[0], device="CPU", config=SINGLE_PRECISION).predict(images)
+    np.testing.assert_allclose(found.pred_score.ravel(), expected.pred_score.ravel(), rtol=1e-4)
+    limits = torch.tensor(read_limits(copies[0]).limits)[expected.class_index, None]
+    assert (expected.raw_score > limits).equal(expected.pred_label)
+
+
+def test_a_model_without_calibration_is_exported_without_classes_and_a_word(
+    images: torch.Tensor, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    model = CCL("mobilenetv3_small_100", pre_trained=False, image_size=(64, 64), calibrate=False).eval()
+    with pytest.raises(InputError, match="class_output and product_input need a model that knows products"):
+        model.to_onnx(tmp_path, class_output=True)
+    assert not list(tmp_path.iterdir())
+    before = predict(model, images)
+    path = model.to_onnx(tmp_path, input_size=(64, 64))
+    assert capfd.readouterr() == ("", "")
+    assert all(torch.equal(a, b) for a, b in zip(before[::2], predict(model, images)[::2], strict=True))
+    session = onnxruntime.InferenceSession(path)
+    found = dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, {"input": images.numpy()}), strict=True)
+    )
+    assert set(found) <= set(OUTPUTS)
+    np.testing.assert_allclose(found["pred_score"], before.pred_score, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=rf"{path} cannot name products: .* calibrate=True.* OpenVINOInferencer"):
+        CCLInferencer(path, device="CPU")

@@ -1,6 +1,5 @@
-"""However a training ends: the model in memory, its last checkpoint and the table of its test belong together."""
+"""However a training ends, the model in memory and its last checkpoint are the same, and calibrated for its weights."""
 
-import json
 import os
 import signal
 from contextlib import suppress
@@ -11,26 +10,29 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
-from anomalib.engine import Engine
-from lightning import Callback, seed_everything
+from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
-from recorded import run
+from trainings import (
+    STEPS,
+    Failure,
+    Steps,
+    assert_calibrated_for_its_weights,
+    assert_same_state,
+    ccl,
+    data,
+    engine,
+    last_checkpoint,
+)
 
 from anomalib_ccl import CCL, MultiCategory
-from anomalib_ccl.insight import collect_scores
-from anomalib_ccl.model.calibration import ClassCalibration
-
-# Two products of six training images each, in batches of four: three steps an epoch.
-STEPS = 3
+from anomalib_ccl.errors import InputError
 
 
 class Interrupt(Callback):
     """Press Ctrl-C at a step, or in the validation that follows it; or end the process as a cluster does."""
 
     def __init__(self, step: int, in_validation: bool = False, by: signal.Signals = signal.SIGINT) -> None:
-        self.step = step
-        self.by = by
-        self.in_validation = in_validation
+        self.step, self.in_validation, self.by = step, in_validation, by
         self.pressed = False
 
     def _press(self, trainer: Any, in_validation: bool) -> None:
@@ -47,17 +49,9 @@ class Interrupt(Callback):
         self._press(trainer, in_validation=True)
 
 
-class Failure(Callback):
-    """Fail in the second epoch."""
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.current_epoch == 1:
-            raise RuntimeError("broken")
-
-
-def early_stopping(monitor: str = "train_loss") -> EarlyStopping:
+def early_stopping() -> EarlyStopping:
     """Stop after the second epoch: nothing gets better by a thousand."""
-    return EarlyStopping(monitor=monitor, patience=1, min_delta=1000, mode="max")
+    return EarlyStopping("train_loss", patience=1, min_delta=1000, mode="max")
 
 
 # Arguments of the engine; "model" and "data" are those of CCL and MultiCategory.
@@ -69,13 +63,11 @@ ENDS: dict[str, dict[str, Any]] = {
     "steps at the end of an epoch": {"max_epochs": 9, "max_steps": 2 * STEPS},
     "fewer batches an epoch": {"max_epochs": 2, "limit_train_batches": 2},
     "time": {"max_epochs": 999, "max_time": {"seconds": 1}},
-    "early stopping by the loss": {"max_epochs": 9, "callbacks": [early_stopping]},
-    "early stopping by a validation": {"max_epochs": 9, "callbacks": [lambda: early_stopping("val_mean_image_AUROC")]},
+    "early stopping": {"max_epochs": 9, "callbacks": [early_stopping]},
     "validation in the middle of epochs": {"max_epochs": 2, "val_check_interval": 2},
     "validation over the epochs": {"max_epochs": 2, "val_check_interval": 4, "check_val_every_n_epoch": None},
     "no validation images": {"max_epochs": 2, "data": {"val_split_mode": "none"}},
     "no validation": {"max_epochs": 2, "limit_val_batches": 0},
-    "a part of the validation": {"max_epochs": 2, "limit_val_batches": 1, "check_val_every_n_epoch": 2},
     "interrupt": {"max_epochs": 9, "callbacks": [lambda: Interrupt(STEPS + 2)]},
     "interrupt in the first epoch": {"max_epochs": 9, "callbacks": [lambda: Interrupt(1)]},
     "end by a cluster": {"max_epochs": 9, "callbacks": [lambda: Interrupt(STEPS + 1, by=signal.SIGTERM)]},
@@ -84,8 +76,6 @@ ENDS: dict[str, dict[str, Any]] = {
         "max_epochs": 2,
         "callbacks": [lambda: ModelCheckpoint(monitor="train_loss_epoch", mode="max")],
     },
-    "without calibration": {"max_epochs": 3, "check_val_every_n_epoch": 2, "model": {"calibrate": False}},
-    "false-alarm rate": {"max_epochs": 3, "check_val_every_n_epoch": 2, "model": {"false_alarm_rate": 0.1}},
     "checkpoint every few steps": {
         "max_steps": 5,
         "callbacks": [lambda: ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)],
@@ -94,97 +84,56 @@ ENDS: dict[str, dict[str, Any]] = {
         "max_epochs": 1,
         "callbacks": [lambda: ModelCheckpoint(save_weights_only=True, filename="model")],
     },
+    "without calibration": {"max_epochs": 3, "check_val_every_n_epoch": 2, "model": {"calibrate": False}},
+    "with a memory": {"max_epochs": 3, "check_val_every_n_epoch": 2, "model": {"memory": 20}},
+    "with nothing but a memory": {"model": {"recipe": "memory", "memory": 20}},
+    "mixed precision": {"max_epochs": 1, "precision": "bf16-mixed", "model": {"memory": 20}},
+}
+#: Those that are tested and predicted with too.
+USED = {
+    "epochs that the validation interval does not divide",
+    "interrupt",
+    "without calibration",
+    "with a memory",
+    "with nothing but a memory",
 }
 
 
-# Nothing to validate on, or a rate of false alarms that says where the threshold is.
-THRESHOLDS_FROM_LIMITS = {"no validation images", "no validation", "false-alarm rate"}
-
-
-def make(folder: Path, root: Path, end: dict[str, Any]) -> tuple[CCL, Engine, MultiCategory]:
+def fit(folder: Path, root: Path, end: dict[str, Any], **arguments: Any) -> tuple[CCL, MultiCategory]:
     end = dict(end)
-    data, model = ({**kwargs, **end.pop(name, {})} for name, kwargs in (("data", {}), ("model", {})))
+    model, images = ccl(**end.pop("model", {})), data(root, **end.pop("data", {}))
     callbacks = [callback() for callback in end.pop("callbacks", [])]
-    ccl = CCL("mobilenetv3_small_100", False, image_size=(64, 64), visualizer=False, **model)
-    engine = make_engine(folder, callbacks=callbacks, **end)
-    categories = ["brick", "retina"]
-    return ccl, engine, MultiCategory(root=root, categories=categories, train_batch_size=4, num_workers=0, **data)
+    with suppress(SystemExit):  # Lightning's answer to an interrupt is to exit
+        engine(folder, *callbacks, **end).fit(model, datamodule=images, **arguments)
+    assert all(getattr(callback, "pressed", True) for callback in callbacks)
+    return model, images
 
 
-def make_engine(folder: Path, **kwargs: Any) -> Engine:
-    return Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False, **kwargs)
-
-
-def fit(folder: Path, root: Path, end: dict[str, Any]) -> tuple[CCL, Engine, MultiCategory]:
-    seed_everything(0)
-    model, engine, data = make(folder, root, end)
-    # Lightning's answer to an interrupt is to exit.
-    with suppress(SystemExit):
-        engine.fit(model, datamodule=data)
-    for callback in engine.trainer.callbacks:
-        assert getattr(callback, "pressed", True)
-    return model, engine, data
-
-
-def last_checkpoint(folder: Path) -> Path:
-    return max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-
-
-def predict(model: CCL, folder: Path, root: Path) -> dict[str, torch.Tensor]:
-    batches = make_engine(folder).predict(model, data_path=root / "brick/test")
-    return {
-        name: torch.cat([getattr(batch, name).flatten() for batch in batches])
-        for name in ("pred_score", "pred_label", "anomaly_map")
-    }
-
-
-def table(model: CCL, folder: Path, data: MultiCategory) -> pd.DataFrame:
-    make_engine(folder).test(model, datamodule=data)
+def figures(model: CCL, folder: Path, images: MultiCategory) -> pd.DataFrame:
+    engine(folder).test(model, datamodule=images)
     (path,) = folder.rglob("categories.csv")
     return pd.read_csv(path)
 
 
-def thresholds(model: CCL) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.post_processor.named_buffers(recurse=False)}
-
-
-def assert_calibrated_for_its_weights(model: CCL, data: MultiCategory) -> None:
-    """Calibrate once more, by hand, on the views of the training images that a calibration sees."""
-    kept = model.model.calibration
-    scores = collect_scores(model, data)
-    training = (scores.images["subset"] == "train").to_numpy()
-    images = scores.images[training]
-    anew = ClassCalibration()
-    labels = torch.tensor([model.classes.names.index(name) for name in images["category"]])
-    anew.fit(torch.from_numpy(scores.embeddings[training]), torch.tensor(images["raw"].to_numpy()), labels)
-    for name, value in anew.named_buffers():
-        torch.testing.assert_close(value, getattr(kept, name), rtol=1e-3, atol=1e-4, msg=name)
-
-
 @pytest.mark.parametrize("end", ENDS)
-def test_memory_last_checkpoint_and_table_are_of_one_moment(end: str, sample_root: Path, tmp_path: Path) -> None:
-    model, _, data = fit(tmp_path / "run", sample_root, ENDS[end])
+def test_memory_and_the_last_checkpoint_are_of_one_moment(end: str, sample_root: Path, tmp_path: Path) -> None:
+    model, images = fit(tmp_path / "run", sample_root, ENDS[end])
     loaded = CCL.load_from_checkpoint(last_checkpoint(tmp_path / "run"), visualizer=False)
-    if ENDS[end].get("model", {}).get("calibrate", True):
-        assert_calibrated_for_its_weights(loaded, data)
-    else:
+    assert_same_state(model, loaded)
+    assert loaded.class_names == model.class_names == ["brick", "retina"]
+    if end == "without calibration":
         assert not loaded.model.calibration.is_calibrated
-
-    in_memory = predict(model, tmp_path / "memory", sample_root)
-    # Without calibration, the scores of one product may all be above those of the other.
-    assert in_memory["pred_score"].unique().numel() > 1 or not loaded.model.calibration.is_calibrated
-    for name, value in predict(loaded, tmp_path / "file", sample_root).items():
-        assert torch.equal(value, in_memory[name]), name
-    of_memory, of_file = (table(m, tmp_path / f"table of {i}", data) for i, m in enumerate((model, loaded)))
-    pd.testing.assert_frame_equal(of_memory, of_file)
-
-    kept = thresholds(loaded)
-    assert not torch.stack(list(kept.values())).isnan().any()
-    if end in THRESHOLDS_FROM_LIMITS:
-        assert (kept["_image_threshold"], kept["image_min"], kept["image_max"]) == (1, 0, 2)
-    elif end != "a part of the validation":
-        make_engine(tmp_path / "validation").validate(loaded, datamodule=data)
-        torch.testing.assert_close(thresholds(loaded), kept)
+    elif end == "mixed precision":
+        assert loaded.model.calibration.is_calibrated
+    else:
+        assert_calibrated_for_its_weights(model, images)
+    if end in USED:
+        of_memory, of_file = (figures(m, tmp_path / f"table {i}", images) for i, m in enumerate((model, loaded)))
+        pd.testing.assert_frame_equal(of_memory, of_file)
+        batches = [engine(tmp_path).predict(m, data_path=sample_root / "brick/test") for m in (model, loaded)]
+        for ours, theirs in zip(*batches, strict=True):
+            assert torch.equal(ours.pred_score, theirs.pred_score)
+            assert torch.equal(ours.anomaly_map, theirs.anomaly_map)
 
 
 def test_checkpoint_of_an_earlier_best_epoch_is_calibrated_for_its_own_weights(
@@ -192,45 +141,52 @@ def test_checkpoint_of_an_earlier_best_epoch_is_calibrated_for_its_own_weights(
 ) -> None:
     best = ModelCheckpoint(monitor="train_loss_epoch", mode="max", filename="best")  # which the first epoch has
     end = {"max_epochs": 3, "check_val_every_n_epoch": 2, "callbacks": [lambda: best]}
-    model, _, data = fit(tmp_path / "run", sample_root, end)
-    loaded = CCL.load_from_checkpoint(best.best_model_path, visualizer=False)
-    assert torch.load(best.best_model_path)["global_step"] == 2 * STEPS
-    assert_calibrated_for_its_weights(loaded, data)
-    kept = thresholds(loaded)
-    make_engine(tmp_path / "validation").validate(loaded, datamodule=data)
-    torch.testing.assert_close(thresholds(loaded), kept)
-
-    last = CCL.load_from_checkpoint(Path(best.best_model_path).with_name("last.ckpt"), visualizer=False)
+    model, images = fit(tmp_path, sample_root, end)
+    assert torch.load(best.best_model_path, weights_only=True)["global_step"] == 2 * STEPS
+    loaded = CCL.load_from_checkpoint(best.best_model_path)
+    loaded.classes.index_of_image = model.classes.index_of_image
+    assert_calibrated_for_its_weights(loaded, images)
+    last = CCL.load_from_checkpoint(Path(best.best_model_path).with_name("last.ckpt"))
     assert not torch.equal(last.model.calibration.prototypes, loaded.model.calibration.prototypes)
-    expected = predict(model, tmp_path / "memory", sample_root)
-    assert torch.equal(predict(last, tmp_path / "file", sample_root)["pred_score"], expected["pred_score"])
+    assert_same_state(last, model)
 
 
-def test_model_of_a_training_that_failed_is_not_calibrated(sample_root: Path, tmp_path: Path) -> None:
-    model, engine, data = make(tmp_path, sample_root, {"max_epochs": 2, "callbacks": [Failure]})
+def test_a_failed_training_leaves_a_checkpoint_that_is_whole_and_a_model_that_says_it_is_not(
+    sample_root: Path, tmp_path: Path
+) -> None:
+    model, images = ccl(), data(sample_root)
     with pytest.raises(RuntimeError, match="broken"):
-        engine.fit(model, datamodule=data)
+        engine(tmp_path, Failure(), max_epochs=2).fit(model, datamodule=images)
     assert not model.model.calibration.is_calibrated
-    assert model.post_processor.image_threshold.isnan()
-    loaded = CCL.load_from_checkpoint(last_checkpoint(tmp_path), visualizer=False)
-    assert_calibrated_for_its_weights(loaded, data)
+    for use in ({"datamodule": images}, {"dataloaders": images.test_dataloader()}):
+        with pytest.raises(InputError, match=r"this CCL model is not calibrated, .* train it to its end, or give the"):
+            engine(tmp_path).test(model, **use)
+    with pytest.raises(InputError, match="this CCL model is not calibrated"):
+        engine(tmp_path).predict(model, data_path=sample_root / "brick/test")
+    loaded = CCL.load_from_checkpoint(last_checkpoint(tmp_path))
+    loaded.classes.index_of_image = model.classes.index_of_image
+    assert_calibrated_for_its_weights(loaded, images)
 
 
-def test_an_interrupted_training_goes_on_where_it_was(sample_root: Path, tmp_path: Path) -> None:
-    fit(tmp_path / "run", sample_root, {"max_epochs": 9, "callbacks": [lambda: Interrupt(STEPS + 1)]})
-    model, engine, data = make(tmp_path / "again", sample_root, {"max_epochs": 3})
-    engine.fit(model, datamodule=data, ckpt_path=last_checkpoint(tmp_path / "run"))
-    assert (engine.trainer.current_epoch, engine.trainer.global_step) == (3, 3 * STEPS)
-    assert_calibrated_for_its_weights(model, data)
-
-
-def test_an_interrupted_command_leaves_a_checkpoint_that_predicts(sample_root: Path, tmp_path: Path) -> None:
-    interrupt = json.dumps([{"class_path": "recorder.Recorder", "init_args": {"folder": ".", "interrupt_at": 8}}])
-    status, output = run(
-        tmp_path / "run", "train", sample_root, f"--trainer.callbacks={interrupt}", "--trainer.max_epochs=50"
+@pytest.mark.parametrize(("end", "options"), [("failure", {}), ("interrupt", {"memory": 20})])
+def test_a_broken_off_training_goes_on_to_the_bit(
+    end: str, options: dict[str, Any], sample_root: Path, tmp_path: Path
+) -> None:
+    whole, resumed = Steps(), Steps()
+    expected, _ = fit(
+        tmp_path / "whole", sample_root, {"max_epochs": 3, "callbacks": [lambda: whole], "model": options}
     )
-    assert status == 1, output
-    assert "Interrupted: the model is calibrated as it is, and saved." in output
-    checkpoint = torch.load(last_checkpoint(tmp_path), weights_only=True)
-    assert checkpoint["global_step"] == 8
-    assert CCL.load_from_checkpoint(last_checkpoint(tmp_path)).model.calibration.is_calibrated
+    broken = {"max_epochs": 3, "model": options}
+    if end == "failure":
+        with pytest.raises(RuntimeError, match="broken"):
+            fit(tmp_path / "broken", sample_root, {**broken, "callbacks": [Failure]})
+    else:  # at the end of the epoch, because batches of a part of one are drawn anew
+        fit(tmp_path / "broken", sample_root, {**broken, "callbacks": [lambda: Interrupt(STEPS, in_validation=True)]})
+    torch.manual_seed(8)
+    again = {**broken, "callbacks": [lambda: resumed]}
+    found, _ = fit(tmp_path / "again", sample_root, again, ckpt_path=last_checkpoint(tmp_path / "broken"))
+    assert [step["train_loss_step"] for step in resumed.losses] == [
+        step["train_loss_step"] for step in whole.losses[STEPS:]
+    ]
+    assert resumed.rates == whole.rates[STEPS:]
+    assert_same_state(found, expected)

@@ -4,11 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import v_measure_score
 
-from anomalib_ccl.classes.clustering import pooled, pseudo_classes
+from anomalib_ccl.classes.clustering import pseudo_classes
+from anomalib_ccl.errors import InputError
 
 
 def groups(
@@ -92,20 +92,5 @@ def test_single_odd_image_among_thousands_is_a_class_of_its_own() -> None:
     ],
 )
 def test_impossible_numbers_are_named_with_the_way_out(k: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         pseudo_classes(np.eye(4), k)
-
-
-def test_features_are_pooled_to_a_unit_vector_for_each_scale() -> None:
-    torch.manual_seed(0)
-    maps = [torch.rand(3, 5, 8, 8), 100 * torch.rand(3, 7, 4, 4)]
-    vectors = pooled(maps)
-    assert vectors.dtype == torch.float16
-    for image in range(3):
-        means = [scale[image].flatten(1).mean(1) for scale in maps]
-        expected = torch.cat([mean / (mean**2).sum().sqrt() for mean in means])
-        torch.testing.assert_close(vectors[image].float(), expected, atol=1e-3, rtol=0)
-
-
-def test_images_without_any_feature_have_finite_vectors() -> None:
-    assert pooled([torch.zeros(1, 4, 2, 2)]).tolist() == [[0, 0, 0, 0]]

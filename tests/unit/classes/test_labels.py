@@ -4,6 +4,7 @@ import pytest
 from pandas import DataFrame
 
 from anomalib_ccl.classes.labels import class_names
+from anomalib_ccl.errors import InputError
 
 PATHS = [
     "/data/set/bolt/train/good/0.png",
@@ -43,6 +44,6 @@ def test_pseudo_classes_are_found_even_where_the_category_is_known() -> None:
 
 def test_asking_for_a_category_that_nobody_knows_names_the_way_out() -> None:
     with pytest.raises(
-        ValueError, match=r"needs a datamodule that knows the category.*MultiCategory.*'folder', 'pseudo' or 'auto'"
+        InputError, match=r"needs a datamodule that knows the category.*MultiCategory.*'folder', 'pseudo' or 'auto'"
     ):
         class_names(DataFrame({"image_path": PATHS}), "category")

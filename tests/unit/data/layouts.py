@@ -1,9 +1,8 @@
 """Tiny copies of the layouts of anomalib's data sets, and the datamodules on them."""
 
-from __future__ import annotations
-
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import miniatures
@@ -17,65 +16,55 @@ from anomalib_ccl.data import MultiCategory
 FOLDER_ARGUMENTS = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "masks"}
 
 
-def mvtec(root: Path, name: str) -> None:
-    write_images(root / name / "train" / "good", 4)
-    write_images(root / name / "test" / "good", 2)
-    write_images(root / name / "test" / "bad", 3)
-    write_images(root / name / "ground_truth" / "bad", 3, suffix="_mask.png", mode="L")
+def write(folders: dict[str, int], root: Path, name: str) -> None:
+    """Write so many images, or masks, into each folder of a category."""
+    for place, count in folders.items():
+        is_mask = any(part in place for part in ("ground_truth", "label", "masks"))
+        suffix = {"ground_truth/bad": "_mask.png", "ground_truth/loose": "0.png"}  # MVTec AD, AutoVI
+        of_place = next((own for part, own in suffix.items() if part in place), ".png")
+        write_images(root / name / place, count, suffix=of_place, mode="L" if is_mask else "RGB")
 
 
-def mvtec_ad_2(root: Path, name: str) -> None:
-    write_images(root / name / "train" / "good", 4)
-    write_images(root / name / "validation" / "good", 2)
-    write_images(root / name / "test_public" / "good", 2)
-    write_images(root / name / "test_public" / "bad", 3)
-    write_images(root / name / "test_public" / "ground_truth" / "bad", 3, suffix="_mask.png", mode="L")
-
-
-def mvtec_loco(root: Path, name: str) -> None:
-    write_images(root / name / "train" / "good", 4)
-    write_images(root / name / "validation" / "good", 2)
-    write_images(root / name / "test" / "good", 2)
-    write_images(root / name / "test" / "logical_anomalies", 2)
-    for image in ("000", "001"):
-        write_images(root / name / "ground_truth" / "logical_anomalies" / image, 2, mode="L")
+mvtec = partial(write, {"train/good": 4, "test/good": 2, "test/bad": 3, "ground_truth/bad": 3})
+mvtec_ad_2 = partial(
+    write,
+    {
+        **{"train/good": 4, "validation/good": 2, "test_public/good": 2},
+        **{"test_public/bad": 3, "test_public/ground_truth/bad": 3},
+    },
+)
+mvtec_loco = partial(
+    write,
+    {
+        **{"train/good": 4, "validation/good": 2, "test/good": 2, "test/logical_anomalies": 2},
+        **{f"ground_truth/logical_anomalies/{image}": 2 for image in ("000", "001")},
+    },
+)
+btech = partial(write, {"train/ok": 4, "test/ok": 2, "test/ko": 3, "ground_truth/ko": 3})
+auto_vi = partial(
+    write,
+    {
+        **{"train/good": 4, "test/good": 2, "test/loose": 2},
+        **{f"ground_truth/loose/{image}": 1 for image in ("000", "001")},
+    },
+)
+bmad = partial(
+    write,
+    {
+        "train/good": 4,
+        **{f"{split}/good/img": 2 for split in ("valid", "test")},
+        **{f"{split}/Ungood/{kind}": 3 for split in ("valid", "test") for kind in ("img", "label")},
+    },
+)
+folder = partial(write, {"good": 6, "bad": 4, "masks": 4})
 
 
 def visa(root: Path, name: str) -> None:
     mvtec(root / "visa_pytorch", name)
 
 
-def btech(root: Path, name: str) -> None:
-    write_images(root / name / "train" / "ok", 4)
-    write_images(root / name / "test" / "ok", 2)
-    write_images(root / name / "test" / "ko", 3)
-    write_images(root / name / "ground_truth" / "ko", 3, mode="L")
-
-
-def auto_vi(root: Path, name: str) -> None:
-    write_images(root / name / "train" / "good", 4)
-    write_images(root / name / "test" / "good", 2)
-    write_images(root / name / "test" / "loose", 2)
-    for image in ("000", "001"):
-        write_images(root / name / "ground_truth" / "loose" / image, 1, mode="L")
-        (root / name / "ground_truth" / "loose" / image / "000.png").rename(
-            root / name / "ground_truth" / "loose" / image / "0000.png"
-        )
-
-
-def bmad(root: Path, name: str) -> None:
-    write_images(root / name / "train" / "good", 4)
-    for split in ("valid", "test"):
-        write_images(root / name / split / "good" / "img", 2)
-        write_images(root / name / split / "Ungood" / "img", 3)
-        write_images(root / name / split / "Ungood" / "label", 3, mode="L")
-
-
 def real_iad(root: Path, name: str) -> None:
-    folder = root / "realiad_256" / name
-    write_images(folder / "OK", 6)
-    write_images(folder / "NG", 3)
-    write_images(folder / "masks", 3, mode="L")
+    write({"OK": 6, "NG": 3, "masks": 3}, root / "realiad_256", name)
     good = [{"image_path": f"OK/{i:03}.png", "anomaly_class": "OK"} for i in range(6)]
     bad = [{"image_path": f"NG/{i:03}.png", "mask_path": f"masks/{i:03}.png", "anomaly_class": "AK"} for i in range(3)]
     table = root / "realiad_jsons" / "realiad_jsons" / f"{name}.json"
@@ -85,12 +74,6 @@ def real_iad(root: Path, name: str) -> None:
 
 def manta(root: Path, name: str) -> None:
     miniatures.manta(root, [name])
-
-
-def folder(root: Path, name: str) -> None:
-    write_images(root / name / "good", 6)
-    write_images(root / name / "bad", 4)
-    write_images(root / name / "masks", 4, mode="L")
 
 
 LAYOUTS = {

@@ -1,82 +1,99 @@
-"""Which mask belongs to which image."""
+"""Which pixels of a mask are defective, in files of every kind."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from anomalib_ccl.data.masks import pair_masks
+from anomalib_ccl.data.masks import read_mask, read_masks
+from anomalib_ccl.errors import InputError
 
-BAD, TRUTH = Path("test/bad"), Path("ground_truth/bad")
+DEFECT = np.zeros((32, 48), bool)
+DEFECT[9:20, 7:30] = True
+BLACK, WHITE, RED, CLEAR = (0, 0, 0, 255), (255, 255, 255, 255), (200, 0, 0, 255), (255, 255, 255, 0)
 
 
-def paired(images: list[str], masks: list[str]) -> dict[str, list[str]]:
-    found = pair_masks({BAD / name: Path(name) for name in images}, {TRUTH / name: Path(name) for name in masks}, BAD)
-    return {
-        image.relative_to(BAD).as_posix(): [mask.relative_to(TRUTH).as_posix() for mask in masks]
-        for image, masks in found.items()
-    }
+def rgba(brush, background, defect=DEFECT) -> Image.Image:
+    return Image.fromarray(np.where(defect[..., None], np.uint8(brush), np.uint8(background)))
+
+
+def grey(value) -> Image.Image:
+    return Image.fromarray(DEFECT * value)
+
+
+def palette(colours, transparent=None) -> Image.Image:
+    """Of index 1 where there is a defect, else of index 0."""
+    image = Image.fromarray(DEFECT.astype(np.uint8)).convert("P")
+    image.putpalette([value for colour in colours for value in colour])
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    return image
 
 
 @pytest.mark.parametrize(
-    "mask",
-    ["{}_mask.png", "{}.png", "{}.bmp", "{}_gt.PNG", "mask_{}.png", "{}mask.png", "{}.jpg.png", "{}/000.png"],
+    ("name", "image"),
+    [
+        *[
+            (f"grey {np.array(v).dtype} {v}.tif", grey(v))
+            for v in (np.uint8(1), np.uint8(255), np.uint16(1), np.float32(1))
+        ],
+        ("one bit.png", Image.fromarray(DEFECT)),
+        ("white on black.jpg", grey(np.uint8(255))),
+        ("red on black.png", rgba(RED, BLACK).convert("RGB")),
+        ("opaque white on black.png", rgba(WHITE, BLACK)),
+        ("black brush.png", rgba(BLACK, CLEAR)),
+        ("black brush on transparent black.png", rgba(BLACK, (0, 0, 0, 0))),
+        ("half transparent red brush.png", rgba((200, 0, 0, 99), CLEAR)),
+        ("white brush.png", rgba(WHITE, CLEAR)),
+        ("grey and alpha.png", rgba(BLACK, CLEAR).convert("LA")),
+        ("opaque grey and alpha.png", rgba(WHITE, BLACK).convert("LA")),
+        ("palette.png", palette([(0, 0, 0), (250, 128, 0)])),
+        ("palette of a transparent white.png", palette([(255, 255, 255), (9, 9, 9)], transparent=0)),
+        ("palette of a black brush.png", palette([(250, 0, 250), (0, 0, 0)], transparent=0)),
+        ("everything.png", rgba(WHITE, WHITE)),
+        ("nothing.png", rgba(CLEAR, CLEAR)),
+        ("nothing.jpg", grey(np.uint8(3))),
+    ],
 )
-@pytest.mark.parametrize("image", ["{}", "IMG_{}", "größe {}", "目录{}", "a.b-{}"])
-def test_masks_pair_by_name_whatever_the_order_of_the_names(image, mask):
-    names = [image.format(number) for number in (1, 2, 9, 10, 11, 100)]
-    assert paired([f"{name}.jpg" for name in names], [mask.format(name) for name in reversed(names)]) == {
-        f"{name}.jpg": [mask.format(name)] for name in names
-    }
+def test_what_differs_from_the_background_is_defective(tmp_path, name, image):
+    image.save(tmp_path / name)
+    expected = np.full_like(DEFECT, name.startswith("everything")) if name[:5] in {"nothi", "every"} else DEFECT
+    np.testing.assert_array_equal(read_mask(tmp_path / name), expected)
 
 
-def test_case_and_the_spelling_of_umlauts_do_not_matter():
-    decomposed = "gru\u0308n_MASK.png"
-    assert paired(["GR\u00dcN.png"], [decomposed]) == {"GR\u00dcN.png": [decomposed]}
+@pytest.mark.parametrize(
+    "image",
+    [
+        rgba(RED, WHITE).convert("RGB"),  # either may be the background
+        palette([(250, 128, 0), (0, 128, 0)]),
+        grey(np.uint8(200)).point(lambda value: value + 50),
+        rgba((0, 0, 0, 99), (0, 0, 0, 9)),
+        rgba((255, 255, 255, 0), (0, 0, 0, 0)),
+        Image.fromarray(np.where(np.arange(32)[:, None, None] < 4, np.uint8(CLEAR), np.asarray(rgba(WHITE, BLACK)))),
+    ],
+)
+def test_mask_whose_background_is_not_known_is_refused_by_name(tmp_path, image):
+    path = tmp_path / "mask.png"
+    image.save(path)
+    with pytest.raises(InputError, match=f"cannot read mask {path}: its background is not known; draw"):
+        read_mask(path)
 
 
-def test_case_tells_images_apart_that_differ_in_nothing_else():
-    assert paired(["a.png", "A.png"], ["A_mask.png", "a_mask.png"]) == {
-        "a.png": ["a_mask.png"],
-        "A.png": ["A_mask.png"],
-    }
+def test_mask_is_brought_to_the_size_of_its_image(tmp_path):
+    Image.fromarray(DEFECT.repeat(3, 0).repeat(3, 1)).save(tmp_path / "large.png")
+    grey(np.uint8(9)).save(tmp_path / "image.png")
+    found = read_masks([tmp_path / "large.png"], tmp_path / "image.png", DEFECT.shape)
+    assert torch.equal(found, torch.from_numpy(DEFECT).byte())
 
 
-def test_longest_name_in_the_name_of_a_mask_counts():
-    names = ["part.png", "part_2.png", "part_2_left.png"]
-    masks = [f"{Path(name).stem}_mask.png" for name in names]
-    assert paired(names, masks) == {name: [mask] for name, mask in zip(names, masks, strict=True)}
-
-
-def test_folders_tell_images_of_one_name_apart():
-    images = ["lot1/1.png", "lot2/1.png"]
-    assert paired(images, ["lot2/1_mask.png", "lot1/1_mask.png"]) == {
-        "lot1/1.png": ["lot1/1_mask.png"],
-        "lot2/1.png": ["lot2/1_mask.png"],
-    }
-    assert paired(images, images) == {image: [image] for image in images}
-
-
-def test_all_masks_in_the_folder_of_an_image_are_its_own():
-    masks = ["005/000.png", "005/001.png"]
-    assert paired(["000.png", "005.png"], masks) == {"005.png": masks}
-
-
-def test_images_may_lack_masks():
-    assert paired(["1.png", "10.png"], ["10_mask.png"]) == {"10.png": ["10_mask.png"]}
-
-
-@pytest.mark.parametrize("mask", ["3_mask.png", "100.png", "parts_mask.png", "lot9/1_mask.png"])
-def test_mask_that_fits_no_image_is_named(mask):
-    images = ["1.png", "10.png", "part.png", "lot1/1.png"] if "/" not in mask else ["lot1/1.png"]
-    with pytest.raises(ValueError, match=f"mask ground_truth/bad/{mask} fits no image in test/bad: .*rename or remove"):
-        paired(images, [mask])
-
-
-def test_mask_that_fits_two_images_is_named_with_both():
-    with pytest.raises(ValueError, match=r"mask .*/1_mask.png fits test/bad/1.jpg and test/bad/1.png; rename it"):
-        paired(["1.jpg", "1.png"], ["1_mask.png"])
-
-
-def test_image_with_two_masks_is_named_with_both():
-    with pytest.raises(ValueError, match=r"image test/bad/1.png has the masks .*/1.png and .*/1_mask.png; keep one"):
-        paired(["1.png"], ["1.png", "1_mask.png"])
+def test_mask_of_an_image_that_is_turned_is_turned_if_its_size_says_so(tmp_path):
+    image = grey(np.uint8(255))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "image.png", exif=exif)
+    upright = np.rot90(DEFECT, -1).copy()
+    grey(np.uint8(255)).save(tmp_path / "stored.png")
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    for name in ("stored.png", "upright.png"):
+        found = read_masks([tmp_path / name], tmp_path / "image.png", upright.shape)
+        assert torch.equal(found, torch.from_numpy(upright).byte())

@@ -1,23 +1,47 @@
 """What MultiCategory says of missing, wrong and broken input."""
 
-from __future__ import annotations
-
 import pytest
 from anomalib import TaskType
 from layouts import FOLDER_ARGUMENTS, LAYOUTS, joined, make_tree
 
 from anomalib_ccl.data import MultiCategory
+from anomalib_ccl.errors import InputError
 
 
-def test_unknown_data_set_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match=r"dataset 'MVTec' is unknown; choose one of AutoVI, .*MVTecAD, "):
-        MultiCategory("MVTec")
+def fail(*args: object) -> None:
+    raise ConnectionError("no route to host")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": "MVTec"}, r"dataset 'MVTec' is unknown; did you mean MVTecAD\? There are AutoVI, .*MVTecAD, "),
+        ({"dataset_args": {"resolution": 256}}, r"MVTecAD does not take resolution; it takes .*test_split_mode"),
+        ({"dataset": "MVTecAD2", "val_split_mode": "from_test"}, r"MVTecAD2 does not take val_split_mode"),
+        ({"dataset": "Folder", "root": "."}, r"Folder needs the root .* normal_dir"),
+        ({"val_split_mode": "half"}, r"MVTecAD refuses its arguments: 'half'"),
+        ({"val_split_ratio": 1.5}, r"val_split_ratio 1.5 is not a part of the images"),
+        ({"test_split_ratio": -0.1}, r"test_split_ratio -0.1 is not a part of the images"),
+        (
+            {"datasets": [{"dataset": "MVTecAD", "category": "x"}]},
+            r"entry of datasets has the keys dataset, .*'category'",
+        ),
+        ({"datasets": ["MVTecAD"], "root": "."}, "put root, categories and dataset_args into its entries"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_read(arguments, message):
+    with pytest.raises(InputError, match=message):
+        MultiCategory(**arguments)
 
 
 @pytest.mark.parametrize("step", ["prepare_data", "setup"])
-def test_unknown_category_is_named_with_those_on_disk(two_categories, step):
-    datamodule = MultiCategory("MVTecAD", two_categories, categories=["botle"])
-    with pytest.raises(ValueError, match=r"category 'botle' not found under .*set; found bottle, cable"):
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [("botle", r"did you mean bottle\? Found"), ("Bottle", r"did you mean bottle\? Found"), ("x", "found")],
+)
+def test_unknown_category_is_named_with_those_on_disk(two_categories, step, name, choice):
+    datamodule = MultiCategory("MVTecAD", two_categories, categories=[name])
+    with pytest.raises(InputError, match=rf"category '{name}' not found under .*set; {choice} bottle, cable$"):
         getattr(datamodule, step)()
 
 
@@ -28,7 +52,7 @@ def test_root_without_categories_is_named_with_the_layout_and_nothing_is_downloa
     datamodule = MultiCategory(dataset, wrong, dataset_args=arguments)
     inside = "good" if dataset == "Folder" else "train"
     for step in (datamodule.prepare_data, datamodule.setup):
-        with pytest.raises(FileNotFoundError, match=rf"there is no folder {wrong}/<category>/{inside}"):
+        with pytest.raises(InputError, match=rf"there is no folder {wrong}/<category>/{inside}"):
             step()
     assert [path.name for path in wrong.iterdir()] == ["set"]
 
@@ -39,7 +63,7 @@ def test_empty_category_is_named_with_its_folder(dataset, tmp_path):
     train = {"BTech": "train/ok", "RealIAD": "OK", "Folder": "good"}.get(dataset, "train/good")
     for path in tmp_path.glob(f"**/{names[0]}/{train}/*"):
         path.unlink()
-    with pytest.raises(ValueError, match=rf"category '{names[0]}' of {dataset} in {tmp_path}.*{names[0]} "):
+    with pytest.raises(InputError, match=rf"category '{names[0]}' of {dataset} in {tmp_path}.*{names[0]} "):
         joined(dataset, tmp_path)
 
 
@@ -51,7 +75,7 @@ def test_unreadable_file_stops_the_epoch_with_its_path(two_categories, broken, n
     path.write_bytes(path.read_bytes()[:60])
     datamodule = joined("MVTecAD", two_categories)
     datamodule.num_workers = num_workers
-    with pytest.raises(OSError, match=f"cannot read image {image} or its mask: .*; repair or remove it"):
+    with pytest.raises(InputError, match=f"cannot read {broken} {path}: .*; repair or remove it"):
         list(datamodule.test_dataloader())
 
 
@@ -71,11 +95,8 @@ def test_unreadable_files_are_skipped_with_a_warning_where_asked_for(two_categor
     assert len(caplog.messages) == len(skipped)
     assert all(any(f"{two_categories}/bottle/{name}: " in text for text in caplog.messages) for name in skipped)
     assert datamodule.test_data.task == TaskType.SEGMENTATION
-    for split, loader in (
-        ("train", datamodule.train_dataloader()),
-        ("test", datamodule.test_dataloader()),
-        ("test", datamodule.val_dataloader()),
-    ):
+    for split, name in (("train", "train"), ("test", "test"), ("test", "val")):
+        loader = getattr(datamodule, f"{name}_dataloader")()
         seen = {path for batch in loader for path in batch.image_path}
         present = {str(path) for path in two_categories.glob(f"*/{split}/*/*.png")}
         assert seen == present - {f"{two_categories}/bottle/{name}" for name in skipped}
@@ -84,51 +105,15 @@ def test_unreadable_files_are_skipped_with_a_warning_where_asked_for(two_categor
 def test_category_without_a_readable_training_image_is_refused(two_categories):
     for path in two_categories.glob("cable/train/good/*"):
         path.write_text("no image")
-    with pytest.raises(ValueError, match="cannot read any training image of cable"):
+    with pytest.raises(InputError, match="cannot read any training image of cable"):
         joined("MVTecAD", two_categories, skip_corrupt=True)
 
 
-def test_arguments_that_a_data_set_does_not_take_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"MVTecAD does not take resolution; it takes .*test_split_mode"):
-        MultiCategory("MVTecAD", tmp_path, dataset_args={"resolution": 256})
-    with pytest.raises(ValueError, match=r"MVTecAD2 does not take val_split_mode"):
-        MultiCategory("MVTecAD2", tmp_path, val_split_mode="from_test")
-    with pytest.raises(ValueError, match=r"Folder needs the root .* normal_dir"):
-        MultiCategory("Folder", tmp_path)
-
-
-def test_entries_of_the_joint_setting_are_checked(two_categories):
-    with pytest.raises(ValueError, match=r"entry of datasets has the keys dataset, root, .*'category'"):
-        MultiCategory(datasets=[{"dataset": "MVTecAD", "category": "bottle"}])
-    with pytest.raises(ValueError, match="put root, categories and dataset_args into its entries"):
-        MultiCategory(root=two_categories, datasets=["MVTecAD"])
+def test_category_that_is_in_two_entries_and_a_failed_download_are_named(two_categories, tmp_path, monkeypatch):
     twice = {"dataset": "MVTecAD", "root": two_categories}
-    with pytest.raises(ValueError, match="category 'MVTecAD/bottle' is in two entries"):
+    with pytest.raises(InputError, match="category 'MVTecAD/bottle' is in two entries"):
         MultiCategory(datasets=[twice, twice]).setup()
-
-
-def test_empty_root_is_filled_by_the_download_of_anomalib(tmp_path, make_category, monkeypatch):
-    root = tmp_path / "set"
-    root.mkdir()
-
-    def download(target, info):
-        assert (target, info.name) == (root, "mvtecad")
-        for name in ("bottle", "cable"):
-            make_category(target, name)
-
-    monkeypatch.setattr("anomalib.data.datamodules.image.mvtecad.download_and_extract", download)
-    datamodule = MultiCategory("MVTecAD", root, categories=["bottle", "cable"], num_workers=0)
-    datamodule.prepare_data()
-    datamodule.setup()
-    assert datamodule.category_names == ["bottle", "cable"]
-
-
-def test_failed_download_is_told_with_root_and_cause(tmp_path, monkeypatch):
-    def download(target, info):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr("anomalib.data.datamodules.image.mvtecad.download_and_extract", download)
-    (tmp_path / "set").mkdir()
-    datamodule = MultiCategory("MVTecAD", tmp_path / "set")
-    with pytest.raises(FileNotFoundError, match=r"MVTecAD is not complete under .*set .*no route to host"):
-        datamodule.prepare_data()
+    monkeypatch.setattr("anomalib.data.datamodules.image.mvtecad.download_and_extract", fail)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"MVTecAD is not complete under .*empty .*no route to host"):
+        MultiCategory("MVTecAD", tmp_path / "empty").prepare_data()

@@ -1,7 +1,5 @@
 """The subsets of MultiCategory: how categories are split, and what its batches hold."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest
@@ -20,6 +18,10 @@ from anomalib_ccl.data import MultiCategory
         ({}, 4, 4, 4),
         ({"val_split_mode": "from_test", "val_split_ratio": 0.5}, 4, 2, 2),
         ({"val_split_mode": "from_train", "val_split_ratio": 0.25}, 3, 1, 4),
+        ({"val_split_mode": "from_train", "val_split_ratio": 0.0}, 4, 0, 4),
+        ({"val_split_mode": "from_test", "val_split_ratio": 0}, 4, 0, 4),
+        ({"val_split_mode": "synthetic", "val_split_ratio": 0.0}, 4, 0, 4),
+        ({"val_split_mode": "none"}, 4, 0, 4),
         ({"val_split_mode": "synthetic", "val_split_ratio": 0.5}, 2, 2, 4),
         ({"test_split_mode": "synthetic", "val_split_mode": "same_as_test"}, 4, 2, 2),
         ({"test_split_mode": "none"}, 4, 2, 2),
@@ -32,46 +34,43 @@ def test_split_arguments_apply_within_each_category(two_categories, arguments, t
         (datamodule.val_dataloader(), val),
         (datamodule.test_dataloader(), test),
     ):
-        samples = loader.dataset.samples
-        assert samples.groupby("category").size().to_dict() == {"bottle": count, "cable": count}
         assert sum(len(batch) for batch in loader) == 2 * count
+        if count:
+            samples = loader.dataset.samples
+            assert samples.groupby("category").size().to_dict() == {"bottle": count, "cable": count}
 
 
-def test_no_validation_split_gives_no_validation_batches(two_categories):
-    assert len(joined("MVTecAD", two_categories, val_split_mode="none").val_dataloader()) == 0
+@pytest.mark.parametrize(("ratio", "taken"), [(0.0, 0), (0.25, 1), (None, 1)])
+def test_normal_test_images_are_taken_from_the_training_where_there_are_none(two_categories, ratio, taken):
+    for path in two_categories.glob("*/test/good/*"):
+        path.unlink()
+    datamodule = joined("MVTecAD", two_categories, test_split_ratio=ratio)
+    assert len(datamodule.train_data) == 2 * (4 - taken)
+    assert datamodule.test_data.samples["label_index"].value_counts().get(0, 0) == 2 * taken
 
 
 def test_data_set_arguments_win_over_the_shared_split_arguments(two_categories):
+    other = {"val_split_ratio": 0.25}
     datamodule = MultiCategory(
         datasets=[
             {"dataset": "MVTecAD", "root": two_categories, "categories": ["bottle"]},
-            {
-                "dataset": "MPDD",
-                "root": two_categories,
-                "categories": ["cable"],
-                "dataset_args": {"val_split_ratio": 0.25},
-            },
+            {"dataset": "MPDD", "root": two_categories, "categories": ["cable"], "dataset_args": other},
         ],
         val_split_mode="from_train",
         val_split_ratio=0.5,
         num_workers=0,
     )
     datamodule.setup()
-    assert datamodule.val_data.samples.groupby("category").size().to_dict() == {
-        "MPDD/cable": 1,
-        "MVTecAD/bottle": 2,
-    }
+    assert datamodule.val_data.samples.groupby("category").size().to_dict() == {"MPDD/cable": 1, "MVTecAD/bottle": 2}
 
 
-def test_training_batches_hold_two_categories_and_a_pair(tmp_path, make_category):
+def test_training_batches_hold_two_categories(tmp_path, make_category):
     for name, count in (("bottle", 9), ("cable", 2), ("capsule", 1)):
         make_category(tmp_path, name, train=count)
     datamodule = joined("MVTecAD", tmp_path, train_batch_size=4)
     category_of = datamodule.train_data.samples.set_index("image_path")["category"]
     batches = [[category_of[path] for path in batch.image_path] for batch in datamodule.train_dataloader()]
-    assert len(batches) == 3
-    for batch in batches:
-        assert 2 <= len(set(batch)) < len(batch)
+    assert [len(set(batch)) > 1 for batch in batches] == [True] * 3
 
 
 def test_seed_of_lightning_orders_the_training_images(two_categories, monkeypatch):
@@ -148,13 +147,3 @@ def test_subsets_and_sums_read_the_right_images(two_categories):
     del first, second
     for index in range(len(total)):
         assert total[index].image_path == total.samples.image_path[index]
-
-
-def test_missing_normal_test_images_are_pointed_out(tmp_path, caplog):
-    make_tree("RealIAD", tmp_path)
-    with caplog.at_level(logging.WARNING):
-        joined("RealIAD", tmp_path, test_split_mode="from_dir")
-        assert "No normal test images" not in caplog.text
-        joined("RealIAD", tmp_path)
-    assert "audiojack, pcb" in caplog.text
-    assert "test_split_mode='from_dir'" in caplog.text

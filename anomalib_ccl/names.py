@@ -1,0 +1,29 @@
+"""Which known name was meant by one that is not known."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Find the known name that was probably meant.
+
+    Args:
+        name: A name that is not known.
+        known: The known names.
+
+    Returns:
+        The most similar one, whatever the case of its letters; ``None`` if none is similar.
+
+    Example:
+        >>> nearest("cabel", ["bottle", "cable", "capsule"]), nearest("mvtecad", ["MVTecAD", "Visa"])
+        ('cable', 'MVTecAD')
+        >>> nearest("screw", ["bottle", "cable"])
+    """
+    folded = {other.casefold(): other for other in known}
+    found = get_close_matches(name.casefold(), folded, n=1)
+    return folded[found[0]] if found else None

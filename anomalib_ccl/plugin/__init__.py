@@ -1,1 +1,0 @@
-"""How anomalib and Lightning learn of this package."""

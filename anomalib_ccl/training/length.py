@@ -1,0 +1,58 @@
+"""How long a model learns where the user says nothing, and what would spoil it."""
+
+import logging
+import math
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+
+from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.reconstruction import Recipe
+
+logger = logging.getLogger(__name__)
+
+# What Lightning trains for where a trainer was not told.
+_LIGHTNING_EPOCHS = 1000
+
+
+def limit_training(trainer: Trainer, defaults: Recipe) -> None:
+    """Train as long as a network's defaults say."""
+    length = f"{defaults.epochs} epochs" if defaults.steps is None else f"{defaults.steps} steps"
+    logger.info(
+        "Training for %s, as in the paper, whose batches have %d images; max_epochs or max_steps sets another length.",
+        length,
+        defaults.batch_size,
+    )
+    # A datamodule may have set a limit of its own before.
+    limit = math.inf if trainer.max_epochs in (None, -1, _LIGHTNING_EPOCHS) else trainer.max_epochs
+    epochs = min(limit, defaults.epochs if defaults.steps is None else math.inf)
+    trainer.fit_loop.max_epochs = -1 if math.isinf(epochs) else int(epochs)
+    if defaults.steps is not None:
+        trainer.fit_loop.epoch_loop.max_steps = defaults.steps
+
+
+def check_training(trainer: Trainer, dtype: torch.dtype) -> None:
+    """Refuse what would end in a model that is not calibrated for its weights, or not trained at all."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+            msg = (
+                f"{type(callback).__name__} would give CCL other weights than those that its calibration is found for; "
+                "train without it"
+            )
+            raise InputError(msg)
+    if trainer.precision in ("16-true", "bf16-true", "64-true", "transformer-engine", "transformer-engine-float16"):
+        msg = (
+            f"precision={trainer.precision!r}: CCL trains in '32-true', 'bf16-mixed' or '16-mixed'; choose one of them"
+        )
+        raise InputError(msg)
+    if dtype != torch.float32:
+        msg = f"the weights are {dtype}, but CCL trains in torch.float32; call model.float() first"
+        raise InputError(msg)
+    # The Trainer that anomalib's Engine keeps; Lightning would return at once.
+    if trainer.ckpt_path is None and trainer.fit_loop.epoch_progress.current.completed and trainer.fit_loop.done:
+        msg = (
+            f"this Trainer has finished its training of {trainer.current_epoch} epochs, so another one would end at "
+            "once; make a new Engine for it, or raise trainer.fit_loop.max_epochs to train on"
+        )
+        raise InputError(msg)

@@ -1,0 +1,70 @@
+"""Compressed exports score nearly as the model does, name the same products, and keep their limits exact."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from anomalib.deploy import CompressionType
+from anomalib.engine import Engine
+from lightning import seed_everything
+from openvino import Core
+
+from anomalib_ccl import CCL, CCLInferencer, MultiCategory
+from anomalib_ccl.export.limits import read_limits, set_false_alarm_rate
+
+SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
+FORMS = [CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ]
+
+
+@pytest.fixture(scope="module")
+def data(products: Path) -> MultiCategory:
+    return MultiCategory(root=products, train_batch_size=6, eval_batch_size=1, num_workers=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_names_products_and_keeps_limits(
+    trained_ccl: Path, exported_ccl: Path, pictures: Path, data: MultiCategory, tmp_path: Path, form: CompressionType
+) -> None:
+    if form != CompressionType.FP16:
+        pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
+    model = CCL.load_from_checkpoint(trained_ccl).eval()
+    # 8 bits move embeddings further than the border of the unknown is away.
+    model.model.calibration.novelty_threshold.fill_(2)
+    path = model.to_openvino(tmp_path, compression_type=form, datamodule=data)
+    assert path.with_suffix(".bin").stat().st_size < 0.6 * exported_ccl.with_suffix(".bin").stat().st_size
+    images = torch.stack([item.image for item in PredictDataset(pictures)])[:3]
+    for rate in (0.01, 0.3):
+        assert set_false_alarm_rate(path, rate).limits == read_limits(path).limits
+        model.model.calibration.false_alarm_rate = rate
+        assert read_limits(path).limits == model.model.calibration.limits.tolist()
+        with torch.inference_mode():
+            expected = model(images)
+        found = CCLInferencer(path, device="CPU", config=SINGLE_PRECISION).predict(images)
+        assert found.explanation == model.class_names
+        np.testing.assert_allclose(found.pred_score.ravel(), expected.pred_score.ravel(), atol=0.05)
+
+
+@pytest.mark.parametrize("network", [{"recipe": "memory"}, {"reconstruction": "vit"}], ids=["remembered", "vit"])
+def test_neither_memory_nor_prototypes_are_quantised(
+    network: dict[str, str], data: MultiCategory, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
+    seed_everything(0)
+    backbone = "test_vit" if "reconstruction" in network else "tf_efficientnet_lite0"
+    model = CCL(backbone, image_size=(64, 64), pre_trained=backbone != "test_vit", visualizer=False, **network)
+    engine = Engine(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    engine.fit(model, data)
+    paths = [
+        model.eval().to_openvino(tmp_path / str(form), compression_type=form, datamodule=data)
+        for form in (None, CompressionType.INT8_PTQ)
+    ]
+    kinds = [[node.get_type_name() for node in Core().read_model(path).get_ordered_ops()] for path in paths]
+    assert kinds[0].count("FakeQuantize") == 0 < kinds[1].count("FakeQuantize")
+    images = torch.stack([item.image for item in PredictDataset(pictures)])[:3]
+    for path, tolerance in zip(paths, (1e-3, 0.1), strict=True):
+        found = CCLInferencer(path, device="CPU", config=SINGLE_PRECISION).predict(images)
+        with torch.inference_mode():
+            expected = model(images)
+        np.testing.assert_allclose(found.pred_score.ravel(), expected.pred_score.ravel(), atol=tolerance)
