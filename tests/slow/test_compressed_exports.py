@@ -63,7 +63,8 @@ def test_neither_memory_nor_prototypes_are_quantised(
     kinds = [[node.get_type_name() for node in Core().read_model(path).get_ordered_ops()] for path in paths]
     assert kinds[0].count("FakeQuantize") == 0 < kinds[1].count("FakeQuantize")
     images = torch.stack([item.image for item in PredictDataset(pictures)])[:3]
-    for path, tolerance in zip(paths, (1e-3, 0.1), strict=True):
+    # The pictures are in the memory, at a distance of 0, so that the rounding of the features shows as it is.
+    for path, tolerance in zip(paths, (1e-3, 0.2), strict=True):
         found = CCLInferencer(path, device="CPU", config=SINGLE_PRECISION).predict(images)
         with torch.inference_mode():
             expected = model(images)
