@@ -120,6 +120,8 @@ def do(line: str, folder: Path, run: Callable[..., subprocess.CompletedProcess[s
         if not (shutil.which("cmake") and shutil.which("c++")):
             pytest.skip("needs CMake and a C++ compiler")
         return in_a_shell(line, folder)
+    if named == "examples/benchmark.py" and "realad" in line:  # hours; evaluate.md has the same on the sample data
+        return ""
     if named == "examples/benchmark.py":  # which starts itself once more for each job
         return in_a_shell(line, folder)
     if words[0] == "anomalib":
