@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One thread each: two that share a core with anything else are many times slower.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider --durations=10
+# One thread each: two that share a core with anything else are many times slower. Without restartable sequences of glibc,
+# processes that have run OpenVINO and PyTorch for long are ended less often by a SIGSEGV that no handler sees.
+PYTEST := GLIBC_TUNABLES=glibc.pthread.rseq=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider --durations=10
 TWO := -n 2 --dist loadscope
 
 .PHONY: demo test test-slow lint bench clean
