@@ -1,7 +1,9 @@
 """What the network gives: predictions, what it sees in images, and what its losses need."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -40,6 +42,18 @@ class Look(NamedTuple):
     embedding: Tensor
     reconstruction: Tensor | None
     patches: Tensor | None
+
+
+def embedding_of(looks: Sequence[Look]) -> Tensor:
+    """Average what images are recognised by over their tiles.
+
+    Args:
+        looks: What is seen in each tile.
+
+    Returns:
+        Embedding of each image, of shape ``(B, D)``.
+    """
+    return torch.stack([look.embedding for look in looks]).mean(dim=0)
 
 
 class TrainingOutput(NamedTuple):

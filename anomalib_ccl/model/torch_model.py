@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.calibration import ClassCalibration
 from anomalib_ccl.model.memory import ClassMemory
-from anomalib_ccl.model.outputs import Look, Prediction, TrainingOutput
+from anomalib_ccl.model.outputs import Look, Prediction, TrainingOutput, embedding_of
 from anomalib_ccl.model.patches import patches_of, pooled_features
 from anomalib_ccl.model.projection import Projection, projection_layer
 from anomalib_ccl.model.reconstruction.choice import make_network
@@ -117,7 +117,7 @@ class CCLModel(nn.Module):
             InputError: If the height or width of the images is not a multiple of the network's stride.
         """
         looks = self.look(images)
-        embedding = torch.stack([look.embedding for look in looks]).mean(dim=0)
+        embedding = embedding_of(looks)
         if not self.calibration.is_calibrated:
             raw_map = self.tiling.merge([self._reconstruction_of(look, images) for look in looks])
             score = self.score(raw_map)

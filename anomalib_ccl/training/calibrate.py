@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 
 from anomalib_ccl.data.passes import Labelled
 from anomalib_ccl.errors import InputError
-from anomalib_ccl.model.outputs import Look
+from anomalib_ccl.model.outputs import Look, embedding_of
 from anomalib_ccl.model.patches import PatchSample, patches_of
 from anomalib_ccl.model.torch_model import CCLModel
 from anomalib_ccl.training.views import retaken
@@ -108,15 +108,15 @@ def _each(
             tiles = network.tiling.cut(batch.images)
             plain = [patches_of(network.network.encode(tile)[0]) for tile in tiles]
             looks = [look._replace(patches=patches) for look, patches in zip(looks, plain, strict=True)]
-        embedding = torch.stack([look.embedding for look in looks]).mean(dim=0)
         excluded = None if owners is None else owners[batch.labels] == batch.numbers[:, None]
         if excluded is not None:  # the only image of its class has nothing else to be compared with
             excluded &= ~excluded.all(dim=1, keepdim=True)
         size = network.tiling.tile_size((batch.images.shape[-2], batch.images.shape[-1]))
         scores = scores_of(network, looks, batch.labels + first, size, excluded)
-        parts.append((batch.numbers, embedding.float(), scores.float(), batch.labels))
+        parts.append((batch.numbers, embedding_of(looks).float(), scores.float(), batch.labels))
     own = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-    every = [torch.cat([part[i].to(own[i].device) for part in _gathered(own)]) for i in range(len(own))]
+    gathered = zip(*_gathered(own), strict=True)
+    every = [torch.cat([x.to(mine.device) for x in of_all]) for mine, of_all in zip(own, gathered, strict=True)]
     order = every[0].argsort()
     return _Found(*(values[order] for values in every[1:]))
 

@@ -6,16 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import distributed, nn
+from torch import distributed
 
-from anomalib_ccl.classes.training_classes import TrainingClasses
 from anomalib_ccl.data.passes import Passes
 from anomalib_ccl.model.torch_model import CCLModel
 from anomalib_ccl.training.calibrate import calibrate
@@ -24,15 +23,6 @@ logger = logging.getLogger(__name__)
 
 # What belongs to the weights of one moment, by the beginnings of its names in a checkpoint.
 _OF_THE_MOMENT = ("model.calibration.", "model.memory.")
-
-
-class Calibrated(Protocol):
-    """What completion needs to know of a model."""
-
-    model: CCLModel
-    classes: TrainingClasses
-    calibrate: bool
-    pre_processor: nn.Module | None
 
 
 class Completion(Callback):
@@ -81,7 +71,7 @@ class Completion(Callback):
         elif self._calibrated_at != trainer.global_step:
             _reset(pl_module)
 
-    def complete(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401  # Calibrated and LightningModule
+    def complete(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
         """Calibrate the model, if that has not been done for its weights, on all processes."""
         if self._calibrated_at == trainer.global_step:
             return
