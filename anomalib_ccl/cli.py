@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from anomalib_ccl.errors import InputError
 
@@ -35,7 +35,10 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     try:
         parser = _parser(words[0] if words else "")
-        given = parser.instantiate_classes(parser.parse_args(words))
+        given = parser.parse_args(words)
+        if given[given.subcommand].get("data") is not None:
+            _take_layout(given[given.subcommand], parser.parse_args(words, defaults=False)[given.subcommand])
+        given = parser.instantiate_classes(given)
         COMMANDS[given.subcommand].run(**vars(given[given.subcommand]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -107,7 +110,8 @@ def _recalibrate(
         rows = [(row.name, str(row.images), f"{row.limit:.4f}", f"{100 * row.above:.1f}") for row in made.products]
         _print_table(("product", "images", "limit", "above, %"), rows)
         seen = sum(row.images for row in made.products)
-        print(f"Limits for {100 * made.false_alarm_rate:g} % of false alarms, from {seen} images.")
+        print(f"Limits for {100 * made.false_alarm_rate:g} % of false alarms, from {seen} normal images.")
+        print(f"Left out: {made.left_out} normal images that the split keeps for a validation or a test.")
     for row in made.products:
         if row.above * row.images > 1 + 2 * made.false_alarm_rate * row.images:  # one image of a few is no sign
             print(f"Many images of {row.name} exceed its limit: are there defective ones among them?")
@@ -171,6 +175,19 @@ def _add_model_and_data(parser: ArgumentParser, kind: type, required: bool) -> N
     text = "MultiCategory, or a YAML file as for `anomalib train --data`"
     parser.add_subclass_arguments(kind, "data", required=required, help=text)
     parser.add_argument("--reconstruction", type=str | None, help="class path of the network, where it is your own")
+
+
+def _take_layout(given: Namespace, said: Namespace) -> None:
+    """Have a MultiCategory read folders as the training of its checkpoint did, but for what was said itself."""
+    if not said.data.class_path.endswith(".MultiCategory"):
+        return
+    from anomalib_ccl.export.checkpoint import read_checkpoint
+
+    layout = read_checkpoint(given.ckpt_path).get("datamodule_hyper_parameters", {})
+    own = said.data.get("init_args", Namespace())
+    if "datasets" not in own and own.get("dataset", layout.get("dataset")) == layout.get("dataset"):
+        for name in layout.keys() - vars(own).keys():
+            given.data.init_args[name] = layout[name]
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import LabelName
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -26,6 +27,9 @@ from anomalib_ccl.lightning_model import CCL
 from anomalib_ccl.training.calibrate import calibrate
 
 
+_SUBSETS = ("train", "val", "test")
+
+
 class Product(NamedTuple):
     """A product, how many of its images were seen, its limit (a raw score), and the share of them that exceed it."""
 
@@ -36,11 +40,15 @@ class Product(NamedTuple):
 
 
 class Recalibrated(NamedTuple):
-    """A new checkpoint, the products that limits were found for (none with ``remove``), and the rate of the limits."""
+    """A new checkpoint, the products that limits were found for (none with ``remove``), and the rate of the limits.
+
+    ``left_out`` counts the normal images that the datamodule keeps for a validation or a test.
+    """
 
     path: Path
     products: list[Product]
     false_alarm_rate: float
+    left_out: int
 
 
 def recalibrate(
@@ -74,8 +82,9 @@ def recalibrate(
         raise InputError(msg)
 
     products: list[Product] = []
+    left_out = 0
     if datamodule is not None:
-        products = _calibrate(model, datamodule, add)
+        products, left_out = _calibrate(model, datamodule, add), _left_out(datamodule)
         names = [*known, *(product.name for product in products)] if add else known
     elif remove in known:
         calibration.remove(known.index(remove))
@@ -92,7 +101,7 @@ def recalibrate(
     checkpoint["training_classes"]["names"] = names
     forget_progress(checkpoint)
     write_checkpoint(checkpoint, path)
-    return Recalibrated(path, products, calibration.false_alarm_rate)
+    return Recalibrated(path, products, calibration.false_alarm_rate, left_out)
 
 
 def _calibrate(model: CCL, datamodule: AnomalibDataModule, add: bool) -> list[Product]:
@@ -120,6 +129,13 @@ def _calibrate(model: CCL, datamodule: AnomalibDataModule, add: bool) -> list[Pr
         Product(name, len(scores), limit.item(), (scores > limit).float().mean().item())
         for name, scores, limit in zip(names, of_each, limits, strict=True)
     ]
+
+
+def _left_out(datamodule: AnomalibDataModule) -> int:
+    """Count the normal images that are not among the training images."""
+    tables = [samples_of(getattr(datamodule, f"{name}_data")) for name in _SUBSETS if hasattr(datamodule, f"{name}_data")]
+    train, *others = [set(table["image_path"][table["label_index"] == LabelName.NORMAL]) for table in tables]
+    return len(set().union(*others) - train)
 
 
 @torch.no_grad()

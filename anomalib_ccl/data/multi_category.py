@@ -1,5 +1,6 @@
 """Several categories, or several data sets, in one anomalib datamodule."""
 
+import json
 import logging
 import os
 from dataclasses import asdict
@@ -34,7 +35,7 @@ class MultiCategory(AnomalibDataModule):
     categories, where the data allow (:class:`~anomalib_ccl.data.CategorySampler`).
 
     Black and white of high-bit-depth images are those of the training images. A checkpoint keeps them, and a model that
-    is tested or validated from it reads its images with them.
+    is tested or validated from it reads its images with them. It also keeps how the folders are laid out and split.
 
     All arguments but the augmentations are plain YAML values.
 
@@ -137,7 +138,12 @@ class MultiCategory(AnomalibDataModule):
             entries = [{"dataset": entry} if isinstance(entry, str) else entry for entry in datasets]
         else:
             raise InputError("with datasets, put root, categories and dataset_args into its entries")
-        self._sources = [_source(_plain(entry), shared) for entry in entries]
+        entries = [_plain(entry) for entry in entries]
+        self._sources = [_source(entry, shared) for entry in entries]
+        layouts = [{key: _plain(entry.get(key)) for key in ("dataset", "dataset_args")} for entry in entries]
+        common = layouts[0] if all(layout == layouts[0] for layout in layouts) else {}
+        # Checkpoints keep them, as plain data, for commands on further folders that are laid out alike.
+        self.save_hyperparameters(json.loads(json.dumps({**common, **shared}, default=str)), logger=False)
 
     @property
     def ranges(self) -> PixelRanges:

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from anomalib.engine import Engine
 
+from anomalib_ccl import CCL, MultiCategory
 from anomalib_ccl.export.limits import read_limits
 
 COMMANDS = ["limits", "recalibrate", "insight", "sample", "authors"]
@@ -69,12 +72,37 @@ def test_products_are_added_and_forgotten(ccl, checkpoint, new_root):
     options = [*DATA, f"--data.root={new_root}", "--add", "--output=added.ckpt"]
     output = ccl("recalibrate", f"--ckpt_path={checkpoint}", *options)
     assert re.search(r"tissue +6 +\d+\.\d{4}", output)
-    assert "Limits for 1 % of false alarms, from 12 images." in output
+    assert "Limits for 1 % of false alarms, from 12 normal images." in output
+    assert "Left out: 4 normal images that the split keeps" in output
     assert "These products were only added: the network has not been trained on them" in output
     assert output.endswith("Written: added.ckpt\n")
     ccl("recalibrate", "--ckpt_path=added.ckpt", "--remove=grass", "--output=without.ckpt")
     names = read_limits(checkpoint.with_name("without.ckpt")).class_names
     assert names == ["brick", "retina", "gravel_fine", "tissue"]
+
+
+def test_further_folders_are_laid_out_as_those_of_the_training_unless_another_layout_is_given(
+    ccl, sample_root, new_root, tmp_path
+):
+    root = tmp_path / "products"
+    for product in ("brick", "grass"):
+        shutil.copytree(sample_root / product / "train/good", root / product / "fine")
+    for product in new_root.iterdir():
+        shutil.copytree(product / "train/good", tmp_path / "new" / product.name / "fine")
+    data = MultiCategory("Folder", root, dataset_args={"normal_dir": Path("fine")}, val_split_mode="none", num_workers=0)
+    model = CCL("mobilenetv3_small_100", (64, 64), "memory", memory=20, pre_trained=False, visualizer=False)
+    Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False).fit(model, data)
+    (trained,) = tmp_path.glob("CCL/**/v0/**/model.ckpt")
+    add = ["recalibrate", f"--ckpt_path={trained}", *DATA, "--add"]
+
+    output = ccl(*add, "--data.root=new", "--output=added.ckpt")
+    assert "from 10 normal images.\nLeft out: 2 normal images" in output
+    output = ccl(*add, "--data.root=new", "--data.test_split_ratio=0", "--output=all.ckpt")
+    assert "from 12 normal images.\nLeft out: 0 normal images" in output
+    output = ccl(*add, f"--data.root={new_root}", "--data.dataset=MVTecAD", "--output=mvtec.ckpt")
+    assert "from 12 normal images.\nLeft out: 4 normal images" in output
+    insight = ["insight", f"--ckpt_path={trained}", *DATA, "--data.root=products"]
+    assert "brick" in ccl(*insight)
 
 
 def test_insight_leaves_a_table_and_three_pictures(ccl, checkpoint, sample_root, tmp_path):
