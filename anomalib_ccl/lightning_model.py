@@ -38,6 +38,7 @@ from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.epoch_seed import EpochSeed
 from anomalib_ccl.training.feature_cache import FeatureCache
 from anomalib_ccl.training.learning import Learning
+from anomalib_ccl.training.length import check_trainer
 from anomalib_ccl.training.news import TrainingNews
 from anomalib_ccl.training.options import RecipeName, Research, chosen, given_research, loss_of, network_of
 from anomalib_ccl.training.post_processor import LimitPostProcessor
@@ -182,7 +183,11 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         return CCLVisualizer()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add to anomalib's the report, the seed of each epoch, the news of the training and the calibration."""
+        """Add to anomalib's the report, the seed of each epoch, the news of the training and the calibration.
+
+        It is Lightning's first call in every run, before other callbacks are set up, so it refuses what is not for CCL.
+        """
+        check_trainer(self.trainer, self.dtype)  # type: ignore[arg-type]  # Lightning's alias of torch.dtype
         anomalibs = super().configure_callbacks()
         own: list[Callback] = [EpochSeed(), TrainingNews(), Completion()]
         if self.feature_cache is not None:

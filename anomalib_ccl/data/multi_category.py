@@ -74,8 +74,9 @@ class MultiCategory(AnomalibDataModule):
             generator and orders by the seed that Lightning was given.
 
     Raises:
-        InputError: If a data set is unknown or does not take an argument. From ``prepare_data`` and ``setup``, if
-            ``root`` holds no category, or if one is unknown, empty or broken. From batches, if an image is unreadable.
+        InputError: If a data set is unknown or does not take an argument, or if ``root`` holds no category, or not one
+            that is named, and is not to be downloaded into. From ``prepare_data`` and ``setup``, if a category is empty
+            or broken. From batches, if an image is unreadable.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -140,6 +141,8 @@ class MultiCategory(AnomalibDataModule):
             raise InputError("with datasets, put root, categories and dataset_args into its entries")
         entries = [_plain(entry) for entry in entries]
         self._sources = [_source(entry, shared) for entry in entries]
+        for source in self._sources:  # now, and not only when a run has made its folder
+            source.missing()
         layouts = [{key: _plain(entry.get(key)) for key in ("dataset", "dataset_args")} for entry in entries]
         common = layouts[0] if all(layout == layouts[0] for layout in layouts) else {}
         # Checkpoints keep them, as plain data, for commands on further folders that are laid out alike.

@@ -77,15 +77,15 @@ class CategorySource:
         published: tuple[str, ...] = getattr(importlib.import_module(package), "CATEGORIES", ())
         self._published = published if can_be_downloaded else ()
 
-    def prepare(self) -> None:
-        """Have anomalib download what is not there, if it can and is plainly meant to, or split raw VisA.
+    def missing(self) -> Sequence[str | None]:
+        """Give the categories that anomalib is to download or to split, none where there are some already.
 
-        It is meant to if ``root`` is the default, or a folder with nothing in it but archives: a misspelt root starts
-        no download.
+        It is to if it can and is plainly meant to, which it is if ``root`` is the default, or a folder with nothing in
+        it but archives: a misspelt root starts no download, and is refused.
         """
         if found := self._find_in(self.root):
             self._check(found)
-            return
+            return []
         is_raw_visa = self.dataset == "Visa" and (self.root / "split_csv").is_dir()
         if self.root.is_dir():
             is_meant = is_raw_visa or all(path.suffix in _ARCHIVES for path in self.root.iterdir())
@@ -96,11 +96,17 @@ class CategorySource:
         published = [name for name in self._published if not is_raw_visa or (self.root / name).is_dir()]
         if published:
             self._check(published)
+        return self.categories or published or [None]
+
+    def prepare(self) -> None:
+        """Have anomalib download what is :meth:`missing`, or split raw VisA."""
+        if not (missing := self.missing()):
+            return
         if self.dataset == "BTech":  # which anomalib moves to its place, and into a folder that is there already
             with suppress(OSError):
                 self.root.rmdir()
         try:
-            for category in self.categories or published or (None,):
+            for category in missing:
                 self.build(category).prepare_data()
         except (OSError, RuntimeError) as error:
             msg = f"{self.dataset} is not complete under {self.root} and cannot be downloaded: {error}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from anomalib_ccl.metrics.pixel import PIXEL_METRICS, PixelMetrics, refuse_nan
+from anomalib_ccl.metrics.pixel import PIXEL_METRICS, PixelMetrics, refuse
 from anomalib_ccl.metrics.ranking import RANKING_METRICS, ranking_metrics
 
 FIGURES = (
@@ -81,11 +81,11 @@ class CategoryMetrics(Metric):
             classes: (B,) names of the classes that the model takes the images for, if it names any.
 
         Raises:
-            ValueError: If a map and its mask differ in size or a score is NaN.
+            ValueError: If a map and its mask differ in size, a score is NaN or infinite, or a map holds NaN.
         """
         self.seen[image] = _UNSCORED
         if score is not None:
-            refuse_nan(score, "image scores")
+            refuse(~score.isfinite(), "image scores", "NaN or infinite")
             self.score[image] = score.flatten().to(self.score)
             self.seen[image] = _SCORED
         if anomaly_map is not None and mask is not None:
@@ -110,9 +110,6 @@ class CategoryMetrics(Metric):
             anomalous images called normal) and ``class_accuracy`` (of all its images recognised as this category).
             Figures are in [0, 1]; NaN where there are no such images or pixels, for the rankings also where there are
             only such, and the accuracy where the model recognised none of the categories in any image.
-
-        Raises:
-            ValueError: If an image score is infinite.
         """
         score, seen, verdict, recognised = (
             state.cpu().numpy() for state in (self.score, self.seen, self.verdict, self.recognised)

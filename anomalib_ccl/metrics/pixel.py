@@ -57,7 +57,7 @@ class PixelMetrics(Metric):
         """Count the pixels of a batch.
 
         Args:
-            anomaly_map: (B, H, W) or (B, 1, H, W), higher means more anomalous; any range.
+            anomaly_map: (B, H, W) or (B, 1, H, W), higher means more anomalous; any range, infinite too.
             mask: Of the same height and width, nonzero where anomalous.
 
         Raises:
@@ -67,7 +67,7 @@ class PixelMetrics(Metric):
         if size != mask.shape[-2:]:
             msg = f"anomaly map of {[*size]} pixels for a mask of {[*mask.shape[-2:]]}; resize one of them"
             raise ValueError(msg)
-        refuse_nan(anomaly_map, "anomaly map")
+        refuse(anomaly_map.isnan(), "anomaly map", "NaN")
         key = sortable(anomaly_map.reshape(-1, *size).to(self.device))
         anomalous = mask.reshape(-1, *size).to(self.device) != 0
 
@@ -108,11 +108,11 @@ class PixelMetrics(Metric):
         return {**figures, "AUPRO": _aupro(normal, overlap, int(self.regions))}
 
 
-def refuse_nan(scores: Tensor, name: str) -> None:
-    """Say which scores of a model are not numbers."""
-    if invalid := int(scores.isnan().sum()):
+def refuse(invalid: Tensor, name: str, fault: str) -> None:
+    """Say how many scores of a model are invalid, which a tensor of bool marks."""
+    if count := int(invalid.sum()):
         msg = (
-            f"{name}: {invalid} of {scores.numel()} values are NaN, so the model has diverged; "
+            f"{name}: {count} of {invalid.numel()} values are {fault}, so the model has diverged; "
             "train it with a lower learning rate or in full precision"
         )
         raise ValueError(msg)

@@ -47,7 +47,7 @@ def calibrate(network: CCLModel, images: Callable[[str], Iterable[Labelled]], ad
         The scores that the limits were found from.
 
     Raises:
-        InputError: If a class has no image, or a score is not a number.
+        InputError: If a class has no image, or a score is NaN or infinite.
     """
     if not add:
         network.calibration.reset()
@@ -61,9 +61,9 @@ def calibrate(network: CCLModel, images: Callable[[str], Iterable[Labelled]], ad
         network.calibration.levels = torch.cat([before[:first], levels])
     found = _each(network, images, "Calibration", _score_of, first, owners)
     scores = found.scores[:, 0]
-    if invalid := int(scores.isnan().sum()):
+    if invalid := int((~scores.isfinite()).sum()):
         msg = (
-            f"{invalid} of the {len(scores)} normal images have a score that is no number, so the model has diverged; "
+            f"{invalid} of the {len(scores)} normal images have a score of NaN or infinity, so the model has diverged; "
             "train it with a lower learning rate or in full precision"
         )
         raise InputError(msg)

@@ -52,7 +52,7 @@ class Learning(_Base):
         """Train as long as the network's recipe says where the trainer was not told, and refuse what would spoil it."""
         super().setup(stage)
         if stage == "fit":
-            check_training(self.trainer, self.dtype)  # type: ignore[arg-type]  # Lightning's alias of torch.dtype
+            check_training(self.trainer)
             if not self.model.reconstructs:
                 self.trainer.fit_loop.max_epochs = 1
             elif not self._knows_length:

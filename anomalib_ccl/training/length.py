@@ -1,9 +1,10 @@
-"""How long a model learns where the user says nothing, and what would spoil it."""
+"""How long a model learns where the user says nothing, and what would spoil it or another run."""
 
 import logging
 import math
 
 import torch
+from anomalib.callbacks import TilerConfigurationCallback
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
@@ -32,7 +33,22 @@ def limit_training(trainer: Trainer, defaults: Recipe) -> None:
         trainer.fit_loop.epoch_loop.max_steps = defaults.steps
 
 
-def check_training(trainer: Trainer, dtype: torch.dtype) -> None:
+def check_trainer(trainer: Trainer, dtype: torch.dtype) -> None:
+    """Refuse, before any run, what a model cannot compute in or with."""
+    if any(isinstance(x, TilerConfigurationCallback) and x.enable for x in trainer.callbacks):  # type: ignore[attr-defined]
+        msg = "TilerConfigurationCallback is for other models of anomalib; cut images with CCL's own tiles=[2, 3] instead"
+        raise InputError(msg)
+    if trainer.precision in ("16-true", "bf16-true", "64-true", "transformer-engine", "transformer-engine-float16"):
+        msg = (
+            f"precision={trainer.precision!r}: CCL computes in '32-true', 'bf16-mixed' or '16-mixed'; choose one of them"
+        )
+        raise InputError(msg)
+    if dtype != torch.float32:
+        msg = f"the weights are {dtype}, but CCL computes in torch.float32; call model.float() first"
+        raise InputError(msg)
+
+
+def check_training(trainer: Trainer) -> None:
     """Refuse what would end in a model that is not calibrated for its weights, or not trained at all."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
@@ -41,14 +57,6 @@ def check_training(trainer: Trainer, dtype: torch.dtype) -> None:
                 "train without it"
             )
             raise InputError(msg)
-    if trainer.precision in ("16-true", "bf16-true", "64-true", "transformer-engine", "transformer-engine-float16"):
-        msg = (
-            f"precision={trainer.precision!r}: CCL trains in '32-true', 'bf16-mixed' or '16-mixed'; choose one of them"
-        )
-        raise InputError(msg)
-    if dtype != torch.float32:
-        msg = f"the weights are {dtype}, but CCL trains in torch.float32; call model.float() first"
-        raise InputError(msg)
     # The Trainer that anomalib's Engine keeps; Lightning would return at once.
     if trainer.ckpt_path is None and trainer.fit_loop.epoch_progress.current.completed and trainer.fit_loop.done:
         msg = (

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data import ImageBatch, PredictDataset
+from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
@@ -33,6 +34,14 @@ class Scoring(_Base):
     classes: TrainingClasses
     calibrate: bool
     pixel_ranges: PixelRanges | None
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Build anomalib's default evaluator, which here leaves out F1 where no post-processor says what is anomalous."""
+        evaluator = AnomalibModule.configure_evaluator()
+        for metric in evaluator.test_metrics:
+            metric.strict = metric.strict and "pred_label" not in metric.fields
+        return evaluator
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch of images."""

@@ -140,6 +140,6 @@ def test_narrow_mask_is_named_and_synthetic_defects_are_refused(root):
 
 
 def test_data_that_are_not_there_are_not_downloaded(tmp_path):
-    for datamodule in (MultiCategory("MANTA", tmp_path), MANTA(tmp_path, "nut")):
+    for make in (lambda: MultiCategory("MANTA", tmp_path), lambda: MANTA(tmp_path, "nut")):
         with pytest.raises(InputError, match=r"/<domain>/<category>/train; .* get MANTA from https://grainnet"):
-            datamodule.prepare_data()
+            make()

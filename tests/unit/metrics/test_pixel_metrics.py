@@ -120,7 +120,8 @@ def test_sortable_keeps_the_order_of_all_floats():
     [
         (torch.tensor([0.5]), torch.full((1, 4, 4), torch.nan), "anomaly map: 16 of 16 values are NaN"),
         (torch.tensor([0.5]), torch.zeros(1, 8, 8), r"\[8, 8\] pixels for a mask of \[4, 4\];"),
-        (torch.tensor([torch.nan]), torch.zeros(1, 4, 4), "image scores: 1 of 1 values are NaN"),
+        (torch.tensor([torch.nan]), torch.zeros(1, 4, 4), "image scores: 1 of 1 values are NaN or infinite"),
+        (torch.tensor([torch.inf]), torch.zeros(1, 4, 4), "image scores: 1 of 1 values are NaN or infinite"),
     ],
 )
 def test_scores_that_cannot_be_counted_are_refused(score, anomaly_map, message):

@@ -151,9 +151,10 @@ def test_the_only_image_of_a_class_is_compared_with_itself() -> None:
 
 
 def test_what_cannot_be_calibrated_is_refused_and_named() -> None:
-    broken = pictures()
-    broken[3] = torch.nan
-    with pytest.raises(InputError, match=r"1 of the 9 normal images have a score that is no number, .* has diverged"):
-        calibrate(network(), passes(broken))
+    for value in (torch.nan, torch.inf):
+        broken = pictures()
+        broken[3] = value
+        with pytest.raises(InputError, match=r"1 of the 9 normal images have a score of NaN or infinity, .* diverged"):
+            calibrate(network(), passes(broken))
     with pytest.raises(InputError, match="9 images and none of class 1"):
         calibrate(network(), passes(pictures(), 2 * LABELS))
