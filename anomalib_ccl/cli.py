@@ -6,6 +6,7 @@ exports and benchmarks are anomalib's own commands.
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,10 +37,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         parser = _parser(words[0] if words else "")
         given = parser.parse_args(words)
-        if given[given.subcommand].get("data") is not None:
-            _take_layout(given[given.subcommand], parser.parse_args(words, defaults=False)[given.subcommand])
-        given = parser.instantiate_classes(given)
-        COMMANDS[given.subcommand].run(**vars(given[given.subcommand]))
+        arguments = given[given.subcommand]
+        if arguments.get("data") is not None:
+            _take_layout(arguments, parser.parse_args(words, defaults=False)[given.subcommand])
+            arguments.data = _made(arguments.data)
+        COMMANDS[given.subcommand].run(**vars(arguments))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -115,6 +117,10 @@ def _recalibrate(
     for row in made.products:
         if row.above * row.images > 1 + 2 * made.false_alarm_rate * row.images:  # one image of a few is no sign
             print(f"Many images of {row.name} exceed its limit: are there defective ones among them?")
+        if add and row.images < 20:
+            print(f"{row.images} images of {row.name} are few: its limit is a guess on the high side.")
+        if row.groups > 1:
+            print(f"The images of {row.name} fall into {row.groups} groups: are several products mixed in its folder?")
     if add:
         print(
             "These products were only added: the network has not been trained on them, and may miss their defects. "
@@ -173,7 +179,7 @@ def _add_model_and_data(parser: ArgumentParser, kind: type, required: bool) -> N
     """Add the arguments that give a checkpoint and a datamodule of a kind."""
     parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of a calibrated CCL model")
     text = "MultiCategory, or a YAML file as for `anomalib train --data`"
-    parser.add_subclass_arguments(kind, "data", required=required, help=text)
+    parser.add_subclass_arguments(kind, "data", required=required, instantiate=False, help=text)
     parser.add_argument("--reconstruction", type=str | None, help="class path of the network, where it is your own")
 
 
@@ -188,6 +194,14 @@ def _take_layout(given: Namespace, said: Namespace) -> None:
     if "datasets" not in own and own.get("dataset", layout.get("dataset")) == layout.get("dataset"):
         for name in layout.keys() - vars(own).keys():
             given.data.init_args[name] = layout[name]
+
+
+def _made(data: Namespace) -> "AnomalibDataModule":
+    """Make the datamodule that was given, whose errors jsonargparse would wrap into a page about types."""
+    module, _, name = data.class_path.rpartition(".")
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(import_module(module), name), "data")
+    return parser.instantiate_classes(Namespace(data=data.init_args)).data
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

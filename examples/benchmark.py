@@ -61,10 +61,10 @@ def train_and_test(name: str, root: Path, category: str | None, seed: int, argum
     if foreign:
         # The weights, size and normalisation of CCL's teacher.
         teacher = CCL(backbone, image_size=size)
-        layers = list(teacher.model.network.teacher.feature_extractor.return_layers)
+        layers = teacher.model.network.teacher.feature_extractor.feature_info.module_name()
         pre_processor = CCL.configure_pre_processor(size, backbone)
-        made = {"backbone": backbone, "pre_trained": True, "layers": layers, "pre_processor": pre_processor}
-        model = Patchcore(**made, coreset_sampling_ratio=0.01) if name == "patchcore" else Padim(**made)
+        made = {"backbone": backbone, "pre_trained": False, "layers": layers, "pre_processor": pre_processor}
+        model = Patchcore(**made, coreset_sampling_ratio=0.01) if name == "patchcore" else Padim(**made, n_features=100)
         weights = teacher.model.network.teacher.state_dict()
         model.model.feature_extractor.load_state_dict(weights, strict=False)
         model.visualizer = None

@@ -22,10 +22,12 @@ class NormalScores(NamedTuple):
     Attributes:
         scores: Raw scores, of shape ``(N,)``, in the order of the data set.
         labels: Their classes, of shape ``(N,)``.
+        embeddings: Their embeddings, of shape ``(N, D)``.
     """
 
     scores: Tensor
     labels: Tensor
+    embeddings: Tensor
 
 
 @torch.no_grad()
@@ -70,7 +72,7 @@ def calibrate(network: CCLModel, images: Callable[[str], Iterable[Labelled]], ad
     network.calibration.levels = before
     change = network.calibration.add if add else network.calibration.fit
     change(found.embeddings, scores, found.labels, levels)
-    return NormalScores(scores, found.labels)
+    return NormalScores(scores, found.labels, found.embeddings)
 
 
 class _Found(NamedTuple):

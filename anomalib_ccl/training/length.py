@@ -4,7 +4,6 @@ import logging
 import math
 
 import torch
-from anomalib.callbacks import TilerConfigurationCallback
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
@@ -35,13 +34,13 @@ def limit_training(trainer: Trainer, defaults: Recipe) -> None:
 
 def check_trainer(trainer: Trainer, dtype: torch.dtype) -> None:
     """Refuse, before any run, what a model cannot compute in or with."""
+    from anomalib.callbacks import TilerConfigurationCallback  # noqa: PLC0415  # which imports models, and so this file
+
     if any(isinstance(x, TilerConfigurationCallback) and x.enable for x in trainer.callbacks):  # type: ignore[attr-defined]
-        msg = "TilerConfigurationCallback is for other models of anomalib; cut images with CCL's own tiles=[2, 3] instead"
+        msg = "TilerConfigurationCallback is for other models; cut large images with CCL's own tiles=[2, 3] instead"
         raise InputError(msg)
     if trainer.precision in ("16-true", "bf16-true", "64-true", "transformer-engine", "transformer-engine-float16"):
-        msg = (
-            f"precision={trainer.precision!r}: CCL computes in '32-true', 'bf16-mixed' or '16-mixed'; choose one of them"
-        )
+        msg = f"precision={trainer.precision!r}: CCL computes in '32-true', 'bf16-mixed' or '16-mixed'; choose one"
         raise InputError(msg)
     if dtype != torch.float32:
         msg = f"the weights are {dtype}, but CCL computes in torch.float32; call model.float() first"

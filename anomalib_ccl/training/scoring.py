@@ -37,10 +37,11 @@ class Scoring(_Base):
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Build anomalib's default evaluator, which here leaves out F1 where no post-processor says what is anomalous."""
+        """Build anomalib's default evaluator, which here leaves out F1 where no post-processor gives verdicts."""
         evaluator = AnomalibModule.configure_evaluator()
         for metric in evaluator.test_metrics:
-            metric.strict = metric.strict and "pred_label" not in metric.fields
+            if "pred_label" in metric.fields:  # type: ignore[operator]  # nn.Module could have a tensor of that name
+                metric.strict = False  # type: ignore[assignment]
         return evaluator
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401

@@ -146,6 +146,7 @@ def test_benchmark_collects_ccl_and_reverse_distillation_in_one_csv(typed, sampl
     ("words", "message"),
     [
         (["--data.categories=[brik]"], "category 'brik' not found under"),
+        (["--data.root=absent"], "there is no folder"),
         (["--data.dataset=MVTecADD"], "dataset 'MVTecADD' is unknown"),
         (["--model.backbone_weights=absent.pth"], "backbone weights not found: absent.pth"),
         (["--model.backbone=vit_tiny_patch16_224"], "backbone 'vit_tiny_patch16_224' is a vision transformer"),
@@ -155,6 +156,8 @@ def test_benchmark_collects_ccl_and_reverse_distillation_in_one_csv(typed, sampl
 def test_bad_arguments_end_with_a_message_that_names_them(typed, words, message, sample_root, tmp_path) -> None:
     output = typed("anomalib", "train", *MODEL, *data(sample_root), *TRAINER, *words, cwd=tmp_path, code=1)
     assert message in " ".join(output.split())
+    # The link to the latest run stays with the last good one.
+    assert [*tmp_path.rglob("latest")] == [] or "ckpt_path" in words[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

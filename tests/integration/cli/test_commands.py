@@ -75,6 +75,7 @@ def test_products_are_added_and_forgotten(ccl, checkpoint, new_root):
     assert "Limits for 1 % of false alarms, from 12 normal images." in output
     assert "Left out: 4 normal images that the split keeps" in output
     assert "These products were only added: the network has not been trained on them" in output
+    assert "6 images of tissue are few" in output
     assert output.endswith("Written: added.ckpt\n")
     ccl("recalibrate", "--ckpt_path=added.ckpt", "--remove=grass", "--output=without.ckpt")
     names = read_limits(checkpoint.with_name("without.ckpt")).class_names
@@ -89,7 +90,8 @@ def test_further_folders_are_laid_out_as_those_of_the_training_unless_another_la
         shutil.copytree(sample_root / product / "train/good", root / product / "fine")
     for product in new_root.iterdir():
         shutil.copytree(product / "train/good", tmp_path / "new" / product.name / "fine")
-    data = MultiCategory("Folder", root, dataset_args={"normal_dir": Path("fine")}, val_split_mode="none", num_workers=0)
+    layout = {"normal_dir": Path("fine")}
+    data = MultiCategory("Folder", root, dataset_args=layout, val_split_mode="none", num_workers=0)
     model = CCL("mobilenetv3_small_100", (64, 64), "memory", memory=20, pre_trained=False, visualizer=False)
     Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False).fit(model, data)
     (trained,) = tmp_path.glob("CCL/**/v0/**/model.ckpt")
@@ -134,6 +136,8 @@ def test_the_sample_is_ready_for_the_command_that_is_printed(ccl, tmp_path):
         (["recalibrate", "--ckpt_path={checkpoint}", "--remove=bolt"], 1, "no product 'bolt' to remove"),
         (["recalibrate", "--ckpt_path=absent.ckpt", *DATA, "--add"], 1, "no checkpoint at absent.ckpt"),
         (["insight", "--ckpt_path={checkpoint}", *DATA, "--data.root=absent"], 1, "absent"),
+        (["recalibrate", "--ckpt_path={checkpoint}", *DATA, "--add", "--data.root=absent"], 1, "there is no folder"),
+        (["recalibrate", "--ckpt_path={checkpoint}", *DATA, "--add", "--data.dataset=MVTec"], 1, "'MVTec' is unknown"),
         (["authors", "absent.pth", "out.ckpt"], 1, "absent.pth"),
         (["limits"], 2, "file"),
         (["limts", "a.ckpt"], 2, "limts"),

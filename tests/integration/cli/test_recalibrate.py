@@ -79,6 +79,23 @@ def test_added_products_come_behind_the_known_ones_which_stay_to_the_bit(checkpo
             assert torch.equal(before[name], after[name])
 
 
+def test_several_products_in_the_folder_of_one_are_told_from_one(sample_root: Path, tmp_path: Path) -> None:
+    model = CCL("tf_efficientnet_lite0", (64, 64), "memory", memory=20, visualizer=False)
+    engine = Engine(default_root_dir=tmp_path, **QUIET)
+    engine.fit(model, data(sample_root, "tissue"))
+    for product, parts in {"grass": ["grass"], "mixed": ["grass", "brick", "retina"]}.items():
+        folder = tmp_path / "new" / product / "good"
+        folder.mkdir(parents=True)
+        for part in parts:
+            for image in sample_root.glob(f"{part}/train/good/*"):
+                shutil.copy(image, folder / f"{part}_{image.name}")
+    folders = {"dataset_args": {"normal_dir": "good"}, "test_split_ratio": 0.0, "val_split_mode": "none"}
+    new = MultiCategory("Folder", tmp_path / "new", num_workers=0, **folders)
+    made = recalibrate(engine.best_model_path, new, add=True, output=tmp_path / "added.ckpt")
+    groups = {row.name: row.groups for row in made.products}
+    assert groups == {"grass": 1, "mixed": 3}
+
+
 def test_the_engine_scores_by_the_limits_of_an_added_product(added: Path, new_root: Path, tmp_path: Path) -> None:
     dataset = PredictDataset(new_root / "tissue/train/good")
     engine = Engine(default_root_dir=tmp_path, **QUIET)

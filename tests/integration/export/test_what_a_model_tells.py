@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from anomalib.callbacks import TilerConfigurationCallback
 from anomalib.data import PredictDataset
-from trainings import data, engine
+from trainings import ccl, data, engine
 
 from anomalib_ccl import CCL
 from anomalib_ccl.errors import InputError
@@ -62,6 +63,36 @@ def test_the_limit_is_the_threshold_whatever_a_validation_shows(
     for name, value in model.post_processor.named_buffers():
         torch.testing.assert_close(value, before[name], equal_nan=True)
     assert (model.post_processor.image_threshold, model.post_processor.normalized_image_threshold) == (1, 0.5)
+
+
+@pytest.mark.parametrize("post_processor", [False, True])
+def test_without_a_post_processor_scores_are_tested_and_predicted_and_there_are_no_verdicts(
+    post_processor: bool, sample_root: Path, pictures: Path, tmp_path: Path
+) -> None:
+    run, model = engine(tmp_path, max_epochs=1), ccl(recipe="memory", memory=20, post_processor=False)
+    (figures,) = run.train(model, datamodule=data(sample_root))
+    assert 0 <= figures["image_AUROC"] == figures["image_AUROC"]
+    assert "image_F1Score" not in figures
+    again = ccl(recipe="memory", memory=20, post_processor=post_processor)
+    (tested,) = engine(tmp_path).test(again, datamodule=data(sample_root), ckpt_path=run.best_model_path)
+    assert tested["image_AUROC"] == pytest.approx(figures["image_AUROC"])
+    for batch in engine(tmp_path).predict(again, dataset=PredictDataset(pictures), ckpt_path=run.best_model_path):
+        assert batch.pred_label is None
+        assert (batch.pred_score > 0).all()
+
+
+@pytest.mark.parametrize("given", [{"precision": "16-true"}, {"precision": "64-true"}, {"tiler": 32}, {"half": True}])
+def test_what_a_model_cannot_compute_in_or_with_is_refused_in_a_test_and_a_prediction(
+    given: dict[str, Any], trained_ccl: Path, products: Path, pictures: Path, tmp_path: Path
+) -> None:
+    callbacks = [TilerConfigurationCallback(enable=True, tile_size=32)] if "tiler" in given else []
+    run = engine(tmp_path, *callbacks, precision=given.get("precision", "32-true"))
+    model = CCL.load_from_checkpoint(trained_ccl, visualizer=False)
+    model.half() if "half" in given else None
+    with pytest.raises(InputError, match=r"CCL computes in|CCL's own tiles"):
+        run.test(model, datamodule=data(products, model.class_names))
+    with pytest.raises(InputError, match=r"CCL computes in|CCL's own tiles"):
+        run.predict(model, dataset=PredictDataset(pictures))
 
 
 def test_another_rate_can_be_given_to_any_checkpoint(trained_ccl: Path, products: Path, tmp_path: Path) -> None:

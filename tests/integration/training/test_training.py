@@ -115,10 +115,10 @@ def test_training_is_as_long_as_given_or_else_as_the_recipe_of_the_network(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"precision": "16-true"}, "precision='16-true': CCL computes in '32-true', 'bf16-mixed' or '16-mixed'; choose"),
+        ({"precision": "16-true"}, "precision='16-true': CCL computes in '32-true', 'bf16-mixed' or '16-mixed'"),
         ({"precision": "bf16-true"}, "precision='bf16-true': CCL computes in"),
         ({"precision": "64-true"}, "precision='64-true': CCL computes in"),
-        ({"dtype": torch.float16}, "the weights are torch.float16, but CCL computes in torch.float32; call model.float"),
+        ({"dtype": torch.float16}, "the weights are torch.float16, but CCL computes in torch.float32; call"),
         ({"callbacks": lambda: TilerConfigurationCallback(enable=True)}, r"TilerConf.* CCL's own tiles=\[2, 3\]"),
         ({"callbacks": EMAWeightAveraging}, "EMAWeightAveraging would give CCL other weights than those"),
         ({"callbacks": lambda: StochasticWeightAveraging(swa_lrs=1e-3)}, "StochasticWeightAveraging would give CCL"),
