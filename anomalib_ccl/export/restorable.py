@@ -78,9 +78,7 @@ class Restorable(_Base):
         given["research"] = given_research(kwargs.get("research"))
         saved = checkpoint["hyper_parameters"]
         checkpoints.check_given(given, saved, checkpoint_path)
-        # The file of the teacher's weights need not be here: the checkpoint holds them.
-        arguments = {**saved, "backbone_weights": None, **given}
-        arguments["research"] = {**saved["research"], **given["research"]}
+        arguments = {**saved, **given, "research": {**saved["research"], **given["research"]}}
         if not saved["calibrate"]:
             arguments |= {"false_alarm_rate": given.get("false_alarm_rate"), "memory": None}
         model = cls(**arguments)

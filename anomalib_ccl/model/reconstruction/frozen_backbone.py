@@ -80,8 +80,6 @@ class FrozenBackbone(TimmFeatureExtractor):
 
     def load_when_needed(self, weights: str | Path | None = None) -> None:
         """Load weights before they are first used, unless a state dictionary brings them along until then."""
-        if weights is not None:
-            _check_there(Path(weights))
         self._put_off = (weights,)
 
     def load_awaited(self) -> None:
@@ -153,14 +151,10 @@ def check_known(backbone: str) -> None:
         raise InputError(msg)
 
 
-def _check_there(path: Path) -> None:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         msg = f"backbone weights not found: {path}"
         raise InputError(msg)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    _check_there(path)
     try:
         return timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each format has errors of its own
