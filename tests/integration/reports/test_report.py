@@ -255,7 +255,6 @@ def test_means_have_the_same_keys_where_there_are_no_masks(run: SimpleNamespace,
     assert logged["mean_image_AUROC"] == pytest.approx(run.logged["mean_image_AUROC"])
 
 
-@pytest.mark.slow
 def test_two_processes_report_what_one_does(root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     # Padim insists on one device.
@@ -267,7 +266,7 @@ def test_two_processes_report_what_one_does(root: Path, tmp_path: Path) -> None:
     )
     reports, logged = [], []
     # 17 images: the second process gets one of them twice.
-    for strategy, devices in (("auto", 1), ("ddp_spawn", 2)):
+    for strategy, devices in (("auto", 1), ("ddp_fork", 2)):
         engine = make_engine(tmp_path / strategy, strategy=strategy, devices=devices)
         logged += engine.test(model, datamodule=make_data(root))
         reports.append(pd.read_csv(folder_of(engine) / "categories.csv"))

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 HOOK = {"anomalib_ccl", "anomalib_ccl.registration", "anomalib_ccl.registration.import_hook"}
 MODULES = "import sys; print(*sys.modules)"
