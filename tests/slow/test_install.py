@@ -79,7 +79,7 @@ def test_wheel_holds_the_package_and_the_start_up_file_only(wheel: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     roots = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert roots == {"anomalib_ccl", "anomalib_ccl.pth"}
-    assert "anomalib_ccl/py.typed" in names
+    assert {"anomalib_ccl/py.typed", "anomalib_ccl/reports/report.html.jinja"} <= set(names)
 
 
 def test_interpreter_start_loads_the_hook_and_nothing_else(installed: Environment) -> None:
