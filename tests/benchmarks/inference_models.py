@@ -32,6 +32,7 @@ def known(model: CCL, classes: int) -> CCL:
         look = model.model.look(torch.rand(1, 3, 64, 64))[0]
     labels = torch.arange(2 * classes) // 2
     model.model.calibration.fit(torch.randn(len(labels), look.embedding.shape[1]), torch.rand(len(labels)), labels)
+    model.model.calibration.novelty_threshold.fill_(2)  # no image is of an unknown product
     if look.patches is not None:
         model.model.memory.vectors = torch.rand(classes, model.model.memory.size, look.patches.shape[1])
     model.classes.names = [f"{number:02}" for number in range(classes)]
