@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One thread each: two that share a core with anything else are many times slower. Without restartable sequences of glibc,
-# processes that have run OpenVINO and PyTorch for long are ended less often by a SIGSEGV that no handler sees.
+# One thread each: two that share a core with anything else are many times slower. OpenVINO has processes of its own, and
+# glibc no restartable sequences: see docs/contributing.md.
 PYTEST := GLIBC_TUNABLES=glibc.pthread.rseq=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider --durations=10
 TWO := -n 2 --dist loadscope
 
@@ -14,7 +14,8 @@ demo: $(BIN)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(BIN)/.installed
-	$(PYTEST) $(TWO)
+	$(PYTEST) $(TWO) -m "not openvino"
+	$(PYTEST) $(TWO) -m openvino
 
 test-slow: $(BIN)/.installed
 	$(PYTEST) $(TWO) tests/slow

@@ -4,8 +4,9 @@
     python examples/benchmark.py ./datasets/realad --table          # of what is there so far
 
 Each job is a process of its own. It writes its figures to OUTPUT when it ends; where they are, it is not run again.
-A model whose name ends in ``-each`` is one model for each product. ``--half A=bottle,casting`` adds the means of these
-products alone, so that what was chosen on some products can be reported on the others.
+A trained CCL is tested a second time with the same weights and a memory, or without its own. A model whose name ends
+in ``-each`` is one model for each product. ``--half A=bottle,casting`` adds the means of these products alone, so that
+what was chosen on some products can be reported on the others.
 
 False alarms and missed defects are those at a limit for 1 % that is set from normal training images alone: CCL's own;
 for anomalib's models, which have none, by the same estimator from a fifth of the normal images, held out of training.
@@ -15,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,72 +31,112 @@ NO_LOSSES = {"local_weight": 0.0, "global_weight": 0.0}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {"research": PLAIN},
     "paper": {},
-    "paper-memory": {"memory": 500},
+    "paper-no-losses": {"research": NO_LOSSES},
     "recommended": {"recipe": "recommended"},
-    "recommended-no-memory": {"recipe": "recommended", "memory": 0},
     "recommended-no-losses": {"recipe": "recommended", "research": NO_LOSSES},
     "memory": {"recipe": "memory"},
     "patchcore": {},
     "padim": {},
 }
+# Rows of the same weights with another number of remembered vectors, which come with those of the model.
+VARIANTS = {
+    "plain": {"plain-memory": 500},
+    "paper": {"paper-memory": 500},
+    "paper-no-losses": {"paper-no-losses-memory": 500},
+    "recommended": {"recommended-no-memory": 0},
+    "recommended-no-losses": {"recommended-no-losses-no-memory": 0},
+}
+ROWS = [row for model in MODELS for row in (model, *VARIANTS.get(model, {}))]
 FIGURES = ["image_AUROC", "pixel_AUROC", "pixel_AUPRO", "false_alarms", "missed"]
 
 
 def train_and_test(name: str, root: Path, category: str | None, seed: int, arguments: argparse.Namespace) -> None:
     """Train and test one model, in this process, and write its figures."""
-    import torch  # noqa: PLC0415  # heavy, and not for the table
-    from anomalib.engine import Engine  # noqa: PLC0415
-    from anomalib.models import Padim, Patchcore  # noqa: PLC0415
+    from anomalib.engine import Engine  # noqa: PLC0415  # heavy, and not for the table
     from lightning import seed_everything  # noqa: PLC0415
 
     from anomalib_ccl import CCL, MultiCategory  # noqa: PLC0415
-    from anomalib_ccl.model.limits import limits_at, tail_quantiles  # noqa: PLC0415
 
     seed_everything(seed, workers=True)
     folder = arguments.output / f"{job_name(name, category, seed)}.run"
-    size = (arguments.image_size, arguments.image_size)
-    backbone, foreign = arguments.backbone, name in ("patchcore", "padim")
+    size, foreign = (arguments.image_size, arguments.image_size), name in ("patchcore", "padim")
     splits = {"val_split_mode": "from_train", "val_split_ratio": 0.2} if foreign else {"val_split_mode": "none"}
     data = MultiCategory(
         "MVTecAD", root, [category] if category else None, num_workers=0, train_batch_size=16, seed=seed, **splits
     )
     if foreign:
-        # The weights, size and normalisation of CCL's teacher.
-        teacher = CCL(backbone, image_size=size)
-        layers = teacher.model.network.teacher.feature_extractor.feature_info.module_name()
-        pre_processor = CCL.configure_pre_processor(size, backbone)
-        made = {"backbone": backbone, "pre_trained": False, "layers": layers, "pre_processor": pre_processor}
-        model = Patchcore(**made, coreset_sampling_ratio=0.01) if name == "patchcore" else Padim(**made, n_features=100)
-        weights = teacher.model.network.teacher.state_dict()
-        model.model.feature_extractor.load_state_dict(weights, strict=False)
-        model.visualizer = None
+        model = foreign_model(name, arguments.backbone, size)
     else:
-        model = CCL(backbone, image_size=size, visualizer=False, **MODELS[name])
+        cache = tempfile.gettempdir() if MODELS[name].get("recipe") != "memory" else None
+        model = CCL(arguments.backbone, image_size=size, visualizer=False, feature_cache=cache, **MODELS[name])
     engine = Engine(
         max_epochs=arguments.epochs, accelerator="auto", devices=1, default_root_dir=folder, enable_progress_bar=False
     )
     start = time.monotonic()
     engine.fit(model, datamodule=data)
     minutes = (time.monotonic() - start) / 60
-    engine.test(model, datamodule=data, verbose=False)
-    results = Path(engine.trainer.default_root_dir)
-    figures = pd.read_csv(results / "categories.csv").query("category != 'mean'")
+    file = folder / "model.ckpt"
+    engine.trainer.save_checkpoint(file, weights_only=True)
+
+    def figures_of_test() -> pd.DataFrame:
+        engine.test(model, datamodule=data, verbose=False)
+        figures = pd.read_csv(Path(engine.trainer.default_root_dir) / "categories.csv").query("category != 'mean'")
+        return figures.assign(minutes=minutes, megabytes=file.stat().st_size / 1e6)
+
+    figures = figures_of_test()
     if foreign:
-        held_out = engine.predict(model, data.val_dataloader())
-        scores = torch.cat([batch.pred_score.flatten().cpu() for batch in held_out])
-        products = sorted(data.val_data.samples["category"].unique())
-        labels = torch.tensor([products.index(category) for category in data.val_data.samples["category"]])
-        limits = dict(zip(products, limits_at(tail_quantiles(scores, labels), 0.01).tolist(), strict=False))
-        predictions = pd.read_csv(results / "predictions.csv")
-        above = predictions["score"] > predictions["category"].map(limits)
-        for kind, figure in ((False, "false_alarms"), (True, "missed")):
-            chosen = predictions["defective"] == kind
-            share = (above != kind)[chosen].groupby(predictions["category"][chosen]).mean()
-            figures[figure] = figures["category"].map(share)
-    file = engine.trainer.checkpoint_callback.best_model_path
-    engine.trainer.save_checkpoint(file := file or results / "model.ckpt", weights_only=True)
-    figures = figures.assign(minutes=minutes, megabytes=Path(file).stat().st_size / 1e6)
+        add_verdicts(figures, engine, model, data)
+    for variant, memory in VARIANTS.get(name, {}).items():
+        calibrate_anew(model, data, memory)
+        figures_of_test().to_csv(arguments.output / f"{job_name(variant, category, seed)}.csv", index=False)
     figures.to_csv(arguments.output / f"{job_name(name, category, seed)}.csv", index=False)
+
+
+def foreign_model(name: str, backbone: str, size: tuple[int, int]) -> Any:
+    """Make one of anomalib's models, with the weights, size and normalisation of CCL's teacher."""
+    from anomalib.models import Padim, Patchcore  # noqa: PLC0415
+
+    from anomalib_ccl import CCL  # noqa: PLC0415
+
+    teacher = CCL(backbone, image_size=size).model.network.teacher
+    pre_processor = CCL.configure_pre_processor(size, backbone)
+    made = {"backbone": backbone, "pre_trained": False, "pre_processor": pre_processor, "visualizer": False}
+    if name == "patchcore":
+        model = Patchcore(**made, layers=teacher.layers[1:], coreset_sampling_ratio=0.01)
+    else:
+        model = Padim(**made, layers=teacher.layers, n_features=100)
+    model.model.feature_extractor.load_state_dict(teacher.state_dict(), strict=False)
+    return model
+
+
+def add_verdicts(figures: pd.DataFrame, engine: Any, model: Any, data: Any) -> None:
+    """Add false alarms and missed defects of a model without limits, by CCL's estimator from held-out images."""
+    import torch  # noqa: PLC0415
+
+    from anomalib_ccl.model.limits import limits_at, tail_quantiles  # noqa: PLC0415
+
+    predictions = pd.read_csv(Path(engine.trainer.default_root_dir) / "predictions.csv")
+    held_out = engine.predict(model, data.val_dataloader())
+    scores = torch.cat([batch.pred_score.flatten().cpu() for batch in held_out])
+    products = sorted(data.val_data.samples["category"].unique())
+    labels = torch.tensor([products.index(category) for category in data.val_data.samples["category"]])
+    limits = dict(zip(products, limits_at(tail_quantiles(scores, labels), 0.01).tolist(), strict=False))
+    above = predictions["score"] > predictions["category"].map(limits)
+    for kind, figure in ((False, "false_alarms"), (True, "missed")):
+        chosen = predictions["defective"] == kind
+        share = (above != kind)[chosen].groupby(predictions["category"][chosen]).mean()
+        figures[figure] = figures["category"].map(share)
+
+
+def calibrate_anew(model: Any, data: Any, memory: int) -> None:
+    """Calibrate a trained model with another number of remembered vectors."""
+    from anomalib_ccl.data.passes import Passes  # noqa: PLC0415
+    from anomalib_ccl.model.memory import ClassMemory  # noqa: PLC0415
+    from anomalib_ccl.training.calibrate import calibrate  # noqa: PLC0415
+
+    model.model.memory = ClassMemory(memory).to(model.device)
+    images = Passes(data.train_dataloader(), model.pre_processor, model.device, shows_progress=False)
+    calibrate(model.model.eval(), images.labelled(model.classes.labels))
 
 
 def job_name(name: str, category: str | None, seed: int) -> str:
@@ -105,12 +147,12 @@ def job_name(name: str, category: str | None, seed: int) -> str:
 def table(output: Path, halves: dict[str, list[str]]) -> pd.DataFrame:
     """Make the table of all figures there are: means over all products, and over seeds."""
     rows = []
-    for name in [x for model in MODELS for x in (model, f"{model}-each")]:
+    for name in [x for row in ROWS for x in (row, f"{row}-each")]:
         base, each = name.removesuffix("-each"), name.endswith("-each")
         files = sorted(output.glob(f"{base}-*seed*.csv"))
         files = [f for f in files if f.stem.removeprefix(f"{base}-").startswith("seed") != each]
         files = [
-            f for f in files if not any(f.stem.startswith(f"{other}-") for other in MODELS if len(other) > len(base))
+            f for f in files if not any(f.stem.startswith(f"{other}-") for other in ROWS if len(other) > len(base))
         ]
         if not files:
             continue

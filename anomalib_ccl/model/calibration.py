@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.limits import RATES, added_quantiles, check_rate, limits_at, tail_quantiles
 from anomalib_ccl.model.precision import without_autocast
-from anomalib_ccl.model.prototypes import counts_of, novelty_threshold_of, prototypes_of
+from anomalib_ccl.model.prototypes import counts_of, novelty_thresholds_of, prototypes_of
 
 
 class Calibrated(NamedTuple):
@@ -116,7 +116,7 @@ class ClassCalibration(nn.Module):
         with torch.inference_mode(mode=False), torch.no_grad():
             unit = F.normalize(embeddings.float(), dim=1)
             self.prototypes = prototypes_of(unit, labels)
-            self.novelty_threshold = novelty_threshold_of(unit, self.prototypes[labels]).repeat(classes)
+            self.novelty_threshold = novelty_thresholds_of(unit, labels, self.prototypes)
             self.quantiles = tail_quantiles(scores.float(), labels)
             self.levels = unit.new_ones(classes + 1, 2) if levels is None else levels.clone()
             self.limits = limits_at(self.quantiles, self.false_alarm_rate)
@@ -124,9 +124,8 @@ class ClassCalibration(nn.Module):
     def add(self, embeddings: Tensor, scores: Tensor, labels: Tensor, levels: Tensor | None = None) -> None:
         """Add classes behind those known, whose prototypes and limits stay to the bit.
 
-        Unknown products keep the limit of the images of :meth:`fit`. The new classes have a novelty threshold of their
-        own, by their own distances, because nothing has trained the network to keep their images together; it is
-        never below that of the known ones.
+        Unknown products keep the limit of the images of :meth:`fit`. The novelty thresholds of the new classes are by
+        their own distances, because nothing has trained the network to keep their images together.
 
         Args:
             embeddings: Embeddings of N normal images, of shape ``(N, D)``.
@@ -142,11 +141,11 @@ class ClassCalibration(nn.Module):
         with torch.inference_mode(mode=False), torch.no_grad():
             unit = F.normalize(embeddings.float(), dim=1)
             prototypes = prototypes_of(unit, labels)
-            own = novelty_threshold_of(unit, prototypes[labels]).maximum(self.novelty_threshold.max())
+            own = novelty_thresholds_of(unit, labels, prototypes, self.prototypes)
             added = added_quantiles(self.quantiles, scores.float(), labels)
             rows = unit.new_ones(new, 2) if levels is None else levels[:new]
             self.prototypes = torch.cat([self.prototypes, prototypes])
-            self.novelty_threshold = torch.cat([self.novelty_threshold, own.repeat(new)])
+            self.novelty_threshold = torch.cat([self.novelty_threshold, own])
             self.quantiles = torch.cat([self.quantiles[:-1], added, self.quantiles[-1:]])
             self.levels = torch.cat([self.levels[:-1], rows, self.levels[-1:]])
             self.limits = limits_at(self.quantiles, self.false_alarm_rate)

@@ -3,7 +3,8 @@
 from itertools import pairwise
 from typing import Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.normalized_activation import NormalizedActivation
@@ -28,7 +29,6 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
         InputError: If the kind is unknown.
 
     Example:
-        >>> import torch
         >>> projection_layer(16)(torch.zeros(2, 16, 8, 8)).shape
         torch.Size([2, 16, 8, 8])
         >>> weights = lambda kind: sum(p.numel() for p in projection_layer(256, kind).parameters())
@@ -51,3 +51,22 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
         # The second keeps the names that the weights have had in checkpoints.
         layers += [NormalizedActivation(), nn.Identity()]
     return nn.Sequential(*layers)
+
+
+def disturbed(projected: Tensor) -> Tensor:
+    """Add unit Gaussian noise at half of the positions.
+
+    Args:
+        projected: Projected features of one scale, of shape ``(B, C, H, W)``.
+
+    Returns:
+        The same with noise.
+
+    Example:
+        >>> noise = disturbed(torch.zeros(1, 8, 100, 100))
+        >>> 0.48 < (noise != 0).float().mean() < 0.52
+        tensor(True)
+    """
+    # In this order whatever that of the map, so that a seed stands for the same noise.
+    noise = torch.randn_like(projected, memory_format=torch.contiguous_format)
+    return projected + noise * torch.bernoulli(torch.full_like(projected[:, :1], 0.5))

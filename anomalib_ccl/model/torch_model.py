@@ -13,7 +13,7 @@ from anomalib_ccl.model.calibration import ClassCalibration
 from anomalib_ccl.model.memory import ClassMemory
 from anomalib_ccl.model.outputs import Look, Prediction, TrainingOutput, embedding_of
 from anomalib_ccl.model.patches import patches_of, pooled_features
-from anomalib_ccl.model.projection import Projection, projection_layer
+from anomalib_ccl.model.projection import Projection, disturbed, projection_layer
 from anomalib_ccl.model.reconstruction.choice import make_network
 from anomalib_ccl.model.refined_map import refined_map
 from anomalib_ccl.model.tiling import Tiling
@@ -171,11 +171,7 @@ class CCLModel(nn.Module):
     def fuse(self, look: Look, index: Tensor, size: tuple[int, int], excluded: Tensor | None = None) -> Tensor:
         """Make one raw map: both maps in multiples of the class's normal level, added with fixed weights.
 
-        Args:
-            look: What is seen in images or tiles.
-            index: Class of each, of shape ``(B,)``.
-            size: Their height and width, in pixels.
-            excluded: As for :class:`~anomalib_ccl.model.memory.ClassMemory`.
+        Arguments are those of :meth:`maps`.
 
         Returns:
             The map, of shape ``(B, 1, H, W)``; a single one as it is.
@@ -291,16 +287,11 @@ class CCLModel(nn.Module):
         return [*(F.layer_norm(x, x.shape[1:]) + p for x, p in pairs), *projected[scales:]]
 
     def _add_noise(self, projected: list[Tensor]) -> list[Tensor]:
-        """Now and then disturb half of the positions with unit Gaussian noise, so that the bottleneck denoises."""
+        """Now and then disturb the projections, so that the bottleneck denoises."""
         if self.noise_probability == 0 or torch.rand(()) >= self.noise_probability:
             return projected
-        # In this order whatever that of the map, so that a seed stands for the same noise.
-        layout = torch.contiguous_format
-        noisy = [
-            p + torch.randn_like(p, memory_format=layout) * torch.bernoulli(torch.full_like(p[:, :1], 0.5))
-            for p in projected[: len(self.projections)]
-        ]
-        return [*noisy, *projected[len(noisy) :]]
+        scales = len(self.projections)
+        return [*map(disturbed, projected[:scales]), *projected[scales:]]
 
 
 def _size(images: Tensor, tiling: Tiling) -> tuple[int, int]:

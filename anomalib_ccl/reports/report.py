@@ -1,4 +1,4 @@
-"""The callback that reports a test or a prediction: a table, ``categories.csv`` and ``predictions.csv``."""
+"""The callback that reports a test or a prediction: a table, ``categories.csv``, ``predictions.csv``, a page."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from anomalib_ccl.data.multi_category import MultiCategory
 from anomalib_ccl.metrics.category import FIGURES, CategoryMetrics, with_mean
+from anomalib_ccl.reports.heatmaps import CCLVisualizer
+from anomalib_ccl.reports.mistakes import Mistakes
+from anomalib_ccl.reports.page import write_page
 from anomalib_ccl.reports.predictions import KnownImages, PredictionsFile, RecognisesProducts, loaded, predictions
 from anomalib_ccl.reports.table import remarks, report_table
 from anomalib_ccl.training.post_processor import LimitPostProcessor
@@ -32,7 +35,8 @@ class Report(Callback):
     After a test it prints the figures of each category, writes them to ``categories.csv`` in the Trainer's
     ``default_root_dir``, and logs the mean over the categories of each of
     :data:`~anomalib_ccl.metrics.category.FIGURES` as ``mean_image_AUROC``, … ``mean_class_accuracy``. The keys are the
-    same for every model and data set; a value is NaN if there is no such figure, as without masks.
+    same for every model and data set; a value is NaN if there is no such figure, as without masks. ``report.html`` in
+    the same folder shows the figures, the scores and the worst mistakes.
 
     In a test and in a prediction, ``predictions.csv`` in the same folder gets a row for each image
     (:class:`~anomalib_ccl.reports.predictions.Prediction`): those of a batch before the next one begins, or as soon as
@@ -57,10 +61,11 @@ class Report(Callback):
         self._file: PredictionsFile | None = None  # while a run is reported
         self._metrics: CategoryMetrics | None = None
         self._raw: _Raw | None = None
+        self._page: Path | None = None  # to be named at the end
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out whether to report, and agree on the folder, in which the first process begins the file."""
-        self._file, self._raw, self._metrics = None, None, None
+        self._file, self._raw, self._metrics, self._page = None, None, None, None
         loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
         data = _multi_category(trainer, loaders)
         # A Trainer keeps the callbacks of a model that it is later given another in the place of.
@@ -70,6 +75,7 @@ class Report(Callback):
         if trainer.testing and data is not None:
             samples = data.test_data.samples
             self._metrics = CategoryMetrics(samples["category"].tolist(), samples["label_index"].tolist())
+            self._mistakes = Mistakes()
         self._images = KnownImages(loaded(loaders))
         self._folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
@@ -105,9 +111,11 @@ class Report(Callback):
         indices = [self._images.of(path).number for path in batch.image_path or ()] or [None] * len(batch)
         # Lightning gives image i to process i % world_size and fills up the last batches of a test with repeated ones.
         own = [index is None or index % trainer.world_size == trainer.global_rank for index in indices]
-        rows = predictions(pl_module, batch, self._images)
-        self._file.add(row for row, mine in zip(rows, own, strict=True) if mine)
+        every = enumerate(predictions(pl_module, batch, self._images))
+        rows = [(number, row) for (number, row), mine in zip(every, own, strict=True) if mine]
+        self._file.add(row for _, row in rows)
         if self._metrics is not None:
+            self._mistakes.add(rows, batch, score, getattr(pl_module, "pre_processor", None))
             chosen = torch.tensor(own)
             named = batch.explanation if isinstance(pl_module, RecognisesProducts) else None
             tensors = (score, anomaly_map, batch.gt_mask, batch.pred_label)
@@ -129,13 +137,21 @@ class Report(Callback):
         pl_module.log_dict({f"mean_{name}": means[name] for name in FIGURES}, sync_dist=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and say where the results are."""
-        if self._metrics is not None and trainer.is_global_zero:
+        """Print the table, write the page, and say where the results are."""
+        tested, self._metrics = self._metrics is not None, None
+        lines = remarks(self._report, _rate(pl_module)) if tested else []
+        if tested and trainer.is_global_zero:
             self._report.to_csv(self._folder / "categories.csv", index=False)
             Console().print(report_table(self._report))
-            print(*remarks(self._report, _rate(pl_module)), f"Categories: {self._folder / 'categories.csv'}", sep="\n")
-        self._metrics = None
+            print(*lines, f"Categories: {self._folder / 'categories.csv'}", sep="\n")
         self.on_predict_end(trainer, pl_module)
+        if not tested:
+            return
+        worst = self._mistakes.worst()
+        if trainer.is_global_zero:
+            heatmaps = next(iter(self._pictures(trainer, CCLVisualizer)), None)
+            name = type(pl_module).__name__
+            self._page = write_page(self._folder, name, self._report, lines, worst, self._images, heatmaps)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the results are."""
@@ -146,9 +162,15 @@ class Report(Callback):
         self._close()
         if trainer.is_global_zero:
             print(f"Predictions: {self._folder / 'predictions.csv'}")
-            visualizers = [x for x in trainer.callbacks if isinstance(x, ImageVisualizer)]  # type: ignore[attr-defined]
-            for folder in dict.fromkeys(x.output_dir or self._folder / "images" for x in visualizers):
+            for folder in self._pictures(trainer, ImageVisualizer):
                 print(f"Heatmaps: {folder}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say where the page is, after all that Lightning prints."""
+        del trainer, pl_module, stage
+        if self._page is not None:
+            print(f"Report: {self._page}")
+        self._page = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the rows of the last batch."""
@@ -156,6 +178,11 @@ class Report(Callback):
         self._metrics = None
         self._finish(trainer, pl_module)
         self._close()
+
+    def _pictures(self, trainer: Trainer, kind: type[ImageVisualizer]) -> dict[Path, None]:
+        """The folders that visualizers of a kind draw in."""
+        visualizers = [x for x in trainer.callbacks if isinstance(x, kind)]  # type: ignore[attr-defined]
+        return dict.fromkeys(Path(x.output_dir or self._folder / "images") for x in visualizers)
 
     def _close(self) -> None:
         """End the report of a run."""

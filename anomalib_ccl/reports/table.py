@@ -1,7 +1,7 @@
-"""The report of a test as a table for the terminal, and what is to be said of it."""
+"""The report of a test as a table, for the terminal and in text, and what is to be said of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 from rich.box import SIMPLE
@@ -16,10 +16,14 @@ _CHANCE = 0.01
 
 def report_table(report: pd.DataFrame) -> Table:
     """Lay out a report, 80 characters wide with category names of up to 17 letters, 11 with the class accuracy."""
+    return figures_table("Test results per category (%)", headings_of(report), report, 1)
+
+
+def headings_of(report: pd.DataFrame) -> dict[str, str]:
+    """The headings of a report's columns, in narrow lines."""
     # Few models recognise classes.
     figures = [name for name in FIGURES if name != "class_accuracy" or report[name].notna().any()]
-    headings = {name: name.replace("_", "\n").replace("accuracy", "acc.") for name in figures}
-    return figures_table("Test results per category (%)", {"images": "im-\nages", **headings}, report, 1)
+    return {"images": "im-\nages", **{name: name.replace("_", "\n").replace("accuracy", "acc.") for name in figures}}
 
 
 def figures_table(
@@ -34,14 +38,25 @@ def figures_table(
     table.add_column("category", overflow="fold")
     for heading in headings.values():
         table.add_column(heading, justify="right")
-    rows = figures.assign(images=figures["normal_images"] + figures["anomalous_images"]).to_dict("records")
+    rows = figure_rows(headings, figures)
     for place, row in enumerate(rows, start=1):
-        cells = [
-            "-" if math.isnan(row[x]) else str(int(row[x])) if x == "images" else f"{100 * row[x]:.1f}"
-            for x in headings
-        ]
-        table.add_row(row["category"], *cells, end_section=place == len(rows) - summary)
+        table.add_row(*row, end_section=place == len(rows) - summary)
     return table
+
+
+def figure_rows(headings: Iterable[str], figures: pd.DataFrame) -> list[list[str]]:
+    """Write each category and its figures, in percent, as a table shows them."""
+    rows = figures.assign(images=figures["normal_images"] + figures["anomalous_images"]).to_dict("records")
+    return [
+        [
+            row["category"],
+            *(
+                "-" if math.isnan(row[x]) else str(int(row[x])) if x == "images" else f"{100 * row[x]:.1f}"
+                for x in headings
+            ),
+        ]
+        for row in rows
+    ]
 
 
 def remarks(report: pd.DataFrame, false_alarm_rate: float | None = None) -> list[str]:

@@ -1,19 +1,18 @@
 """Calibration of a network by normal images: its classes, its memory and its limits."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from anomalib_ccl.data.passes import Labelled
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.outputs import Look, embedding_of
 from anomalib_ccl.model.patches import PatchSample, patches_of
 from anomalib_ccl.model.torch_model import CCLModel
+from anomalib_ccl.training.gathering import gathered
 from anomalib_ccl.training.views import retaken
-
-T = TypeVar("T")
 
 
 class NormalScores(NamedTuple):
@@ -89,7 +88,7 @@ def _remember(network: CCLModel, images: Callable[[str], Iterable[Labelled]], ad
             targets, _ = network.network.encode(tile)
             sample.add(patches_of(targets), batch.labels, batch.numbers)
     every = PatchSample()
-    for own in _gathered(sample):
+    for own in gathered(sample):
         every.merge(own)
     return network.memory.build(every, add)
 
@@ -117,8 +116,8 @@ def _each(
         scores = scores_of(network, looks, batch.labels + first, size, excluded)
         parts.append((batch.numbers, embedding_of(looks).float(), scores.float(), batch.labels))
     own = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-    gathered = zip(*_gathered(own), strict=True)
-    every = [torch.cat([x.to(mine.device) for x in of_all]) for mine, of_all in zip(own, gathered, strict=True)]
+    joined = zip(*gathered(own), strict=True)
+    every = [torch.cat([x.to(mine.device) for x in of_all]) for mine, of_all in zip(own, joined, strict=True)]
     order = every[0].argsort()
     return _Found(*(values[order] for values in every[1:]))
 
@@ -143,12 +142,3 @@ def _medians(scores: Tensor, labels: Tensor) -> Tensor:
     """The median of each class and, last, of all, of shape ``(K + 1, S)``."""
     of_class = [scores[labels == c].median(dim=0).values for c in range(int(labels.max()) + 1)]
     return torch.stack([*of_class, scores.median(dim=0).values]).clamp(min=torch.finfo(scores.dtype).tiny)
-
-
-def _gathered(own: T) -> list[T]:
-    """What each process has, in the order of the ranks; outside of distributed training, one's own."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return [own]
-    received: list[T | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(received, own)
-    return received  # type: ignore[return-value]

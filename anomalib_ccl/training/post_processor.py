@@ -15,10 +15,10 @@ class LimitPostProcessor(PostProcessor):
 
     Example:
         >>> import torch
-        >>> calibrated = InferenceBatch(pred_score=torch.tensor([[0.8], [1.2]]), anomaly_map=torch.zeros(2, 1, 4, 4))
+        >>> calibrated = InferenceBatch(pred_score=torch.tensor([0.98, 1.02]), anomaly_map=torch.tensor([[0.99, 1.01]]))
         >>> processed = LimitPostProcessor()(calibrated)
-        >>> processed.pred_score.flatten().tolist(), processed.pred_label.flatten().tolist()
-        ([0.4000..., 0.6000...], [False, True])
+        >>> processed.pred_score.tolist(), processed.pred_label.tolist(), processed.pred_mask.tolist()
+        ([0.49..., 0.50...], [False, True], [[False, True]])
     """
 
     def __init__(self) -> None:

@@ -13,25 +13,26 @@ import torch
 SIZE = (256, 256)
 
 
-def compiled(path: str, hint: str, mode: str) -> openvino.CompiledModel:
-    """A model for single images of one size, as ``CCLInferencer(path, image_size=SIZE)`` makes it."""
+def compiled(path: str, hint: str, mode: str, size: tuple[int, int] = SIZE) -> openvino.CompiledModel:
+    """A model for single images of one size, as ``CCLInferencer(path, image_size=size)`` makes it."""
     core = openvino.Core()
     model = core.read_model(path)
-    model.reshape([1, 3, *SIZE])
+    model.reshape([1, 3, *size])
     config = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": mode.upper()}
     return core.compile_model(model, "CPU", config)
 
 
 def runner(spec: str, mode: str) -> Callable[[], object]:
-    """One inference of one image or, for the throughput, of 8, with what "PATH HINT" or "BACKBONE KIND" names."""
-    first, second = spec.split()
-    image = torch.rand(1, 3, *SIZE)
+    """One inference of one image or, for the throughput, of 8, of "PATH HINT [SIDE]" or "BACKBONE KIND"."""
+    first, second, *side = spec.split()
+    size = (int(side[0]), int(side[0])) if side else SIZE
+    image = torch.rand(1, 3, *size)
     if not first.endswith(".xml"):
         from inference_models import build  # noqa: PLC0415  # anomalib, which takes seconds
 
         model, batch = build(first, second), image if mode == "latency" else image.expand(8, -1, -1, -1)
         return lambda: model(batch)
-    model = compiled(first, second, mode)
+    model = compiled(first, second, mode, size)
     if mode == "latency":
         request = model.create_infer_request()
         return lambda: request.infer([image.numpy()])

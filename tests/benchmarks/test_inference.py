@@ -48,8 +48,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
             exported[key] = engine.export(
                 build(backbone, kind),
                 ExportType.OPENVINO,
-                export_root=folder / "-".join(map(str, key)),
-                input_size=SIZE,
+                export_root=folder / "-".join(map(str, key)).replace(" ", "-"),
+                input_size=None if kind.startswith("recommended") else SIZE,
                 compression_type=compression,
                 datamodule=data,
             )
@@ -116,6 +116,23 @@ def test_one_model_against_many(
     for count in (5, 15):
         theirs = [sum(map(size, copies[:count])), *in_fresh_process("loading", *copies[:count])]
         record_all(record_ratio, f"{backbone}: one INT8 model against {count} plain", ours, theirs)
+
+
+@pytest.mark.benchmark(group="inference")
+@pytest.mark.parametrize("side", [160, 256])
+def test_memory_of_few_and_many_products(
+    benchmark: BenchmarkFixture, record_ratio: Record, export: Export, side: int
+) -> None:
+    backbone = "tf_efficientnet_lite0"
+    none, few, many = (export(backbone, f"recommended {classes} {side}") for classes in (0, 5, 60))
+    for name, pair in {
+        "a memory of 60 products against one of 5": (many, few),
+        "a memory of 5 products against none": (few, none),
+    }.items():
+        ours, reference = in_fresh_process("latency", ROUNDS[backbone], *(f"{path} f32 {side}" for path in pair))
+        record_ratio(f"{backbone}, {side} pixels: {name}", "latency", ours, reference, "ms")
+    record_ratio(f"{backbone}, {side} pixels: 60 products against 5", "disk", size(many), size(few), "MiB")
+    benchmark.pedantic(in_fresh_process, ("latency", 3, f"{many} f32 {side}", f"{few} f32 {side}"), rounds=1)
 
 
 def size(path: Path) -> float:

@@ -30,8 +30,6 @@ MODEL = [
     "--model.false_alarm_rate=0.1",
 ]
 
-pytestmark = pytest.mark.slow
-
 
 def run(folder: Path, command: str, *arguments: str) -> str:
     """Run one of anomalib's commands in a folder and return what it printed on both streams."""

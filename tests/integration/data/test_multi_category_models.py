@@ -75,7 +75,6 @@ def test_smaller_limit_of_epochs_counts(of_trainer, of_datamodule, trained, samp
     assert len({str(batches) for batches in model.epochs}) == trained  # each has an order of its own
 
 
-@pytest.mark.slow
 def test_each_process_gets_whole_batches_of_two_categories(sample_root, tmp_path):
     datamodule = MultiCategory("MVTecAD", sample_root, train_batch_size=4, num_workers=0, seed=0)
     trainer = Trainer(

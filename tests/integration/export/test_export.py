@@ -20,6 +20,8 @@ from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.limits import read_limits, set_false_alarm_rate
 from anomalib_ccl.model.outputs import Prediction
 
+pytestmark = pytest.mark.openvino
+
 # Some processors' OpenVINO computes in bfloat16 unless it is kept from it.
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 OUTPUTS = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]

@@ -3,8 +3,7 @@
 import copy
 import pickle
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from PIL import Image
 
 from anomalib_ccl import CCL, CCLInferencer
 from anomalib_ccl.errors import InputError
+
+pytestmark = pytest.mark.openvino
 
 # Some processors' OpenVINO computes in bfloat16 unless it is kept from it.
 SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -134,11 +135,13 @@ def test_what_it_cannot_run_or_read_is_refused(inferencer: CCLInferencer, export
         inferencer.predict(np.zeros((2, 64, 64), np.uint8))
 
 
-def test_in_a_process_of_its_own_it_leaves_nothing_behind(exported_ccl: Path, pictures: Path, tmp_path: Path) -> None:
+def test_in_a_process_of_its_own_it_leaves_nothing_behind(
+    exported_ccl: Path, pictures: Path, tmp_path: Path, run: Callable
+) -> None:
     program = f"""
 from anomalib_ccl import CCLInferencer
 print(CCLInferencer({str(exported_ccl)!r}, "CPU").predict({str(pictures / "0.png")!r}).explanation)
 """
-    found = subprocess.check_output([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, text=True)
-    assert found.splitlines()[-1] == "['brick']"
+    found = run("python", "-c", program, cwd=tmp_path, fresh=True)
+    assert found.stdout.splitlines()[-1] == "['brick']", found.stderr
     assert not list(tmp_path.iterdir())

@@ -23,6 +23,8 @@ from trainings import (
 from anomalib_ccl import CCL
 from anomalib_ccl.errors import InputError
 
+pytestmark = pytest.mark.openvino
+
 Run = tuple[CCL, Path, list[dict[str, float]]]
 
 

@@ -12,6 +12,8 @@ from trainings import SMALL, assert_calibrated_for_its_weights, assert_same_stat
 from anomalib_ccl import CCL
 from anomalib_ccl.errors import InputError
 
+pytestmark = pytest.mark.openvino
+
 TILED: dict[str, Any] = {"image_size": (32, 64), "tiles": [2, 2]}
 
 

@@ -18,11 +18,13 @@ from anomalib.engine import Engine
 from anomalib.models import Padim, ReverseDistillation
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback
+from parsed_page import ParsedPage
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import DataLoader
 
 from anomalib_ccl.data import MultiCategory
 from anomalib_ccl.metrics.category import FIGURES
+from anomalib_ccl.reports.mistakes import EACH
 from anomalib_ccl.reports.report import Report
 
 MEANS = {f"mean_{name}" for name in FIGURES}
@@ -188,8 +190,22 @@ def test_table_and_places_are_printed_once(run: SimpleNamespace) -> None:
         images = str(row["normal_images"] + row["anomalous_images"])
         figures = ["-" if np.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in PADIMS_FIGURES]
         assert [row["category"], images, *figures] in lines
-    for what, name in (("Categories", "categories.csv"), ("Predictions", "predictions.csv"), ("Heatmaps", "images")):
+    files = {"Categories": "categories.csv", "Predictions": "predictions.csv", "Heatmaps": "images"}
+    for what, name in {**files, "Report": "report.html"}.items():
         assert run.printed.count(f"{what}: {run.folder / name}\n") == 1
+
+
+def test_page_of_any_model_shows_its_mistakes_and_links_no_pictures_of_other_names(run: SimpleNamespace) -> None:
+    page = ParsedPage(run.folder / "report.html")
+    rows = run.predictions
+    wrong = rows[(rows["defective"] == "True") != (rows["verdict"] == "anomalous")]
+    assert len(wrong) > 0
+    assert wrong.groupby(["category", "defective"]).size().max() <= EACH
+    linked = [str(file) for name, (_, file) in page.pictures.items() if name.startswith("Photograph")]
+    assert set(linked) <= set(wrong["path"])
+    assert sum(tag == "figure" for tag, _ in page.tags) == len(wrong)
+    assert all(file is None for name, (_, file) in page.pictures.items() if not name.startswith("Photograph"))
+    assert page.words.count("No defective images were tested.") == 1  # of the cable
 
 
 def test_second_test_of_one_engine_reports_the_same_and_a_prediction_has_the_same_rows(
@@ -202,10 +218,11 @@ def test_second_test_of_one_engine_reports_the_same_and_a_prediction_has_the_sam
         # float32, summed in another order; anomalib's own metrics still hold what a run that broke off has left there
         means, expected = ({name: figures[name] for name in MEANS} for figures in (logged, run.logged))
         assert means == pytest.approx(expected, rel=1e-4, nan_ok=True)
-    (folder_of(engine) / "categories.csv").unlink()
+    for name in ("categories.csv", "report.html"):
+        (folder_of(engine) / name).unlink()
     engine.predict(run.model, datamodule=data)
     assert read(folder_of(engine)) == run.predictions.to_dict("records")
-    assert not (folder_of(engine) / "categories.csv").exists()
+    assert [path.name for path in folder_of(engine).iterdir() if path.is_file()] == ["predictions.csv"]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +251,7 @@ def test_images_that_are_not_those_of_the_datamodule_are_left_to_anomalib(
     (logged,) = engine.test(run.model, dataloaders=loader)
     engine.predict(run.model, dataset=PredictDataset(root / "bottle" / "train" / "good", image_size=(32, 32)))
     assert not MEANS & set(logged)
-    assert not list(tmp_path.rglob("*.csv"))
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".csv", ".html"}]
 
 
 @pytest.mark.parametrize("always", [False, True])
@@ -243,7 +260,7 @@ def test_other_datamodules_and_models_are_left_to_anomalib(root: Path, tmp_path:
     data = MVTecAD(root=root, category="bottle", num_workers=0)
     (logged,) = engine.test(train(engine, data), datamodule=data)
     assert not MEANS & set(logged)
-    assert not list(tmp_path.rglob("*.csv"))
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".csv", ".html"}]
 
 
 def test_means_have_the_same_keys_where_there_are_no_masks(run: SimpleNamespace, root: Path, tmp_path: Path) -> None:
@@ -255,7 +272,6 @@ def test_means_have_the_same_keys_where_there_are_no_masks(run: SimpleNamespace,
     assert logged["mean_image_AUROC"] == pytest.approx(run.logged["mean_image_AUROC"])
 
 
-@pytest.mark.slow
 def test_two_processes_report_what_one_does(root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     # Padim insists on one device.
@@ -265,15 +281,19 @@ def test_two_processes_report_what_one_does(root: Path, tmp_path: Path) -> None:
         pre_processor=ReverseDistillation.configure_pre_processor(image_size=(64, 64)),
         visualizer=False,
     )
-    reports, logged = [], []
+    reports, logged, shown = [], [], []
     # 17 images: the second process gets one of them twice.
-    for strategy, devices in (("auto", 1), ("ddp_spawn", 2)):
+    for strategy, devices in (("auto", 1), ("ddp_fork", 2)):
         engine = make_engine(tmp_path / strategy, strategy=strategy, devices=devices)
         logged += engine.test(model, datamodule=make_data(root))
         reports.append(pd.read_csv(folder_of(engine) / "categories.csv"))
         assert engine.trainer.world_size == devices
         paths = pd.read_csv(folder_of(engine) / "predictions.csv")["path"]
         assert len(paths) == paths.nunique() == 17
+        tags = ParsedPage(folder_of(engine) / "report.html").tags
+        shown.append([values for tag, values in tags if tag == "a"])
+    assert shown[0] == shown[1]
+    assert len(shown[0]) > 3  # more than the products of the table
     pd.testing.assert_frame_equal(*reports, atol=1e-4, rtol=0)
     one, two = ({name: figures[name] for name in MEANS} for figures in logged)
     assert two == pytest.approx(one, abs=1e-4, nan_ok=True)

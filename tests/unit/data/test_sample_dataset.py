@@ -1,9 +1,6 @@
 """The sample data set: layout, masks, and what happens when it is made twice."""
 
-import subprocess
-import sys
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from anomalib_ccl.data import MultiCategory, make_sample_dataset
 from anomalib_ccl.data.sample import DEFECTS, PRODUCTS
 from anomalib_ccl.errors import InputError
 
-REPOSITORY = Path(__file__).parents[3]
 TINY = {"size": 32, "train": 2, "test_good": 1, "per_defect": 1}
 
 
@@ -85,11 +81,10 @@ def test_folder_with_another_set_or_other_files_is_refused_and_left_alone(tmp_pa
     assert contents(tmp_path) == before
 
 
-@pytest.mark.slow
-def test_command_line_makes_the_set_and_refuses_a_full_folder_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "anomalib_ccl.data", str(tmp_path / "set"), "--seed", "1", "--train", "1"]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+def test_command_line_makes_the_set_and_refuses_a_full_folder_without_a_traceback(run, tmp_path):
+    command = ["python", "-m", "anomalib_ccl.data", tmp_path / "set", "--seed", "1", "--train", "1"]
+    assert run(*command, cwd=tmp_path).returncode == 0
     assert Image.open(tmp_path / "set/brick/train/good/000.png").size == (256, 256)
-    refused = subprocess.run(command[:4], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    refused = run(*command[:4], cwd=tmp_path)
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"error: {tmp_path}/set is not empty")

@@ -18,6 +18,8 @@ from anomalib_ccl.export.limits import read_limits, set_false_alarm_rate
 from anomalib_ccl.export.model_file import CLASS_INDEX, LIMITS, Limits, read_model, write_exported
 from anomalib_ccl.model.limits import RATES, limits_at
 
+pytestmark = pytest.mark.openvino
+
 NAMES = ["brick", 'Prüfling & "ink", <5 mm']
 QUANTILES = torch.linspace(1, 2, len(RATES)) * torch.tensor([[1.0], [3.0], [5.0]])
 KNOWN = Limits(NAMES, limits_at(QUANTILES, 0.01).tolist(), QUANTILES.tolist(), 0.01, [64, 96], "0.1")

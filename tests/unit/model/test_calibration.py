@@ -56,16 +56,23 @@ def test_each_class_exceeds_one_at_the_false_alarm_rate_on_new_images(rate: floa
     assert [alarms[labels == c].any().item() for c in THREE] == [False, False, True]
 
 
-def test_prototypes_and_the_novelty_threshold_are_their_formulas_in_numpy() -> None:
-    embeddings, scores, labels = products(THREE, 20)
-    calibration = fitted(n=20)
+@pytest.mark.parametrize(("scatter", "which"), [(0.2, 1), (1.0, 0)])
+def test_prototypes_and_novelty_thresholds_are_their_formulas_in_numpy(scatter: float, which: int) -> None:
+    embeddings, scores, labels = products(THREE, 20, scatter=scatter)
+    calibration = ClassCalibration(0.05)
+    calibration.fit(embeddings, scores, labels)
     unit = embeddings.numpy() / np.linalg.norm(embeddings.numpy(), axis=1, keepdims=True)
     means = np.stack([unit[labels == c].mean(axis=0) for c in THREE])
     prototypes = means / np.linalg.norm(means, axis=1, keepdims=True)
     np.testing.assert_allclose(calibration.prototypes, prototypes, rtol=1e-5, atol=1e-6)
     distances = np.log(1 - (unit * prototypes[labels]).sum(axis=1))
-    low, median, high = np.percentile(distances, [100 * NormalDist().cdf(z) for z in (-1, 0, 1)])
-    assert calibration.novelty_threshold.tolist() == pytest.approx([np.exp(median + 2 * (high - low))] * 3, rel=1e-3)
+    medians = np.array([np.median(distances[labels == c]) for c in THREE])
+    low, high = np.percentile(distances - medians[labels], [100 * NormalDist().cdf(z) for z in (-1, 1)])
+    apart = 1 - prototypes @ prototypes.T + 9 * np.eye(3)
+    both = np.stack([np.exp(medians + 2 * (high - low)), apart.min(axis=1) / 4])
+    expected = both.max(axis=0)
+    assert (both.argmax(axis=0) == which).all()
+    assert calibration.novelty_threshold.tolist() == pytest.approx(expected, rel=1e-3)
     assert torch.equal(calibration.quantiles, tail_quantiles(scores, labels))
     assert torch.equal(calibration.limits, limits_at(calibration.quantiles, 0.05))
 
@@ -85,6 +92,15 @@ def test_a_product_far_from_all_is_unknown_and_has_the_limit_of_all_images() -> 
     assert index.tolist() == [3]
     limit = np.quantile(scores, 0.95)
     assert calibrated.score.item() == pytest.approx(7 / limit, rel=0.02)
+
+
+def test_products_that_vary_more_than_others_hide_no_unknown_one() -> None:
+    narrow, wide = products([0], 100, scatter=0.05), products([1], 100, scatter=0.8)
+    calibration = ClassCalibration()
+    calibration.fit(*(torch.cat(both) for both in zip(narrow[:2], wide[:2], strict=True)), torch.arange(200) // 100)
+    assert (calibration.recognise(products([2], 100, scatter=0.05)[0]) == 2).all()
+    assert (calibration.recognise(products([0], 100, seed=1, scatter=0.05)[0]) == 0).float().mean() > 0.95
+    assert (calibration.recognise(products([1], 100, seed=1, scatter=0.8)[0]) == 1).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("score", [0.0, 2.0])
@@ -176,13 +192,13 @@ def test_one_by_one_or_at_once_added_classes_get_nearly_the_limits_of_a_fit() ->
 
 def test_a_product_whose_images_lie_far_apart_is_recognised_and_makes_no_other_one_known() -> None:
     calibration = fitted()
-    before = calibration.novelty_threshold[0]
+    before = calibration.novelty_threshold.clone()
     calibration.add(*products([3], 200, seed=2, scatter=1.5))
-    assert torch.equal(calibration.novelty_threshold[:3], before.expand(3))
-    assert calibration.novelty_threshold[3] > 2 * before
+    assert torch.equal(calibration.novelty_threshold[:3], before)
+    assert calibration.novelty_threshold[3] > 2 * before.max()
     assert (calibration.recognise(products([3], 200, seed=4, scatter=1.5)[0]) == 3).float().mean() > 0.97
     # Between the thresholds, from a product that was known before.
-    between = torch.eye(4, 8)[0] + torch.eye(8)[7] * torch.sqrt((1 - 1.5 * before) ** -2 - 1)
+    between = torch.eye(4, 8)[0] + torch.eye(8)[7] * torch.sqrt((1 - 1.5 * before[0]) ** -2 - 1)
     assert calibration.recognise(between[None]).tolist() == [4]
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 HOOK = {"anomalib_ccl", "anomalib_ccl.registration", "anomalib_ccl.registration.import_hook"}
 MODULES = "import sys; print(*sys.modules)"
@@ -81,7 +79,7 @@ def test_wheel_holds_the_package_and_the_start_up_file_only(wheel: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     roots = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert roots == {"anomalib_ccl", "anomalib_ccl.pth"}
-    assert "anomalib_ccl/py.typed" in names
+    assert {"anomalib_ccl/py.typed", "anomalib_ccl/reports/report.html.jinja"} <= set(names)
 
 
 def test_interpreter_start_loads_the_hook_and_nothing_else(installed: Environment) -> None:
