@@ -73,7 +73,7 @@ def recalibrate(
     The weights stay as they are. Of the datamodule, the training images alone are taken. Without ``add`` and
     ``remove``, all products that the checkpoint knows are calibrated anew, as when the light has changed. With ``add``,
     those of the datamodule come behind the known ones, which stay to the bit. With ``remove``, one is forgotten, and
-    the others stay to the bit.
+    the others stay to the bit. The checkpoint of a training that was killed or failed becomes complete without either.
     """
     if (datamodule is None) == (remove is None) or (add and remove is not None):
         msg = "give either --data, with normal images of the products to calibrate or --add, or --remove NAME"
@@ -86,7 +86,8 @@ def recalibrate(
         raise InputError(msg)
     model = CCL.load_from_checkpoint(ckpt_path, evaluator=False, visualizer=False, reconstruction=reconstruction).eval()
     calibration, known = model.model.calibration, model.class_names
-    if not calibration.is_calibrated:
+    completes = model.calibrate and not (datamodule is None or add or model.classes.pseudo_labels)
+    if not (calibration.is_calibrated or completes):
         msg = f"{ckpt_path} is not calibrated, so it knows no products; train the model to its end with calibrate=True"
         raise InputError(msg)
 

@@ -88,14 +88,24 @@ class Restorable(_Base):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Calibrate for the weights that are saved, and save the classes and ranges too, all of it for any machine."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            (completion,) = (callback for callback in self.trainer.callbacks if isinstance(callback, Completion))  # type: ignore[attr-defined]
+        for completion in self._completion():
             completion.complete_checkpoint(self.trainer, self, checkpoint)
         super().on_save_checkpoint(checkpoint)
         checkpoint["training_classes"] = self.classes.state_dict()
         checkpoint[_RANGES] = None if self.pixel_ranges is None else asdict(self.pixel_ranges)
         # A Trainer on a processor could not restore the tensors of a GPU.
         checkpoint.update(move_data_to_device(dict(checkpoint), torch.device("cpu")))
+
+    def on_validation_end(self) -> None:
+        """Complete what users save after a validation: this comes after all callbacks, ModelCheckpoints among them."""
+        super().on_validation_end()
+        for completion in self._completion():
+            completion.let_others_save()
+
+    def _completion(self) -> list[Completion]:
+        """The callback that calibrates, while there is a training."""
+        callbacks = self.trainer.callbacks if self.trainer.state.fn == TrainerFn.FITTING else []  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, Completion)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Become the model that a checkpoint is of: its network, classes, ranges and, unless one was given, rate."""

@@ -28,10 +28,14 @@ _OF_THE_MOMENT = ("model.calibration.", "model.memory.")
 class Completion(Callback):
     """Calibrates a model for the very weights that are kept.
 
-    That happens with each validation, before it scores its first image; when a checkpoint is saved for whose weights it
-    has not happened, whoever saves it; and when the training ends, whatever has ended it. So a model in memory, each of
-    its checkpoints and the table of a test that follows belong together. When a training ends, a checkpoint of its last
-    weights is there: that of a ModelCheckpoint without a monitor, else ``last.ckpt`` beside the others.
+    That happens before a validation that computes figures; when a checkpoint is saved that is kept; and when the
+    training ends, whatever has ended it. So a model in memory, the checkpoints that are left and the table of a test
+    that follows belong together. When a training ends, a checkpoint of its last weights is there: that of a
+    ModelCheckpoint without a monitor, else ``last.ckpt`` beside the others.
+
+    It takes as long as an epoch, or longer. So it does not happen for a checkpoint that a ModelCheckpoint will replace
+    by the next one, as anomalib's does after each epoch. Where a training is killed or fails, that is what is left: the
+    training goes on from it, or ``anomalib-ccl recalibrate`` completes it.
 
     An interrupt (Ctrl-C, SIGTERM) ends a training like any other end, but not on several processes, which it reaches at
     different moments. After any other error the model in memory is not calibrated.
@@ -40,19 +44,39 @@ class Completion(Callback):
     def __init__(self) -> None:
         self._calibrated_at: int | None = None
         self._saved_at: int | None = None
+        self._will_be_replaced = False  # what a ModelCheckpoint saves now
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier training, and its calibration: other weights are to come, or even other products."""
         self._calibrated_at = self._saved_at = None
         _reset(pl_module)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note whether what is about to be saved will be replaced: ModelCheckpoints act after all other callbacks."""
+        callbacks = trainer.checkpoint_callbacks
+        self._will_be_replaced = all(
+            isinstance(x, ModelCheckpoint) and x.monitor is None and x.save_top_k == 1 for x in callbacks
+        )
+
+    on_validation_end = on_train_epoch_end
+
+    def let_others_save(self) -> None:
+        """Take whoever saves now for a user."""
+        self._will_be_replaced = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take whoever saves now for a user."""
+        self.let_others_save()
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Calibrate before the validation of a training."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        """Calibrate before a validation of a training, if there is a figure that is computed of it."""
+        figures = getattr(getattr(pl_module, "evaluator", None), "val_metrics", None)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and figures:
             self.complete(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrate the model, and save it if no checkpoint has its last weights."""
+        self.let_others_save()
         self.complete(trainer, pl_module)
         if self._saved_at != trainer.global_step:
             _save_last(trainer)
@@ -90,11 +114,14 @@ class Completion(Callback):
         self._calibrated_at = trainer.global_step
 
     def complete_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete the model that is being saved, and its checkpoint."""
-        self.complete(trainer, pl_module)
+        """Complete the model that is being saved, and its checkpoint, unless that will be replaced."""
+        if self._will_be_replaced and self._calibrated_at != trainer.global_step:
+            _reset(pl_module)  # what there is is of earlier weights
+        else:
+            self.complete(trainer, pl_module)
+            self._saved_at = trainer.global_step
         state = {name: value for name, value in pl_module.state_dict().items() if name.startswith(_OF_THE_MOMENT)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
-        self._saved_at = trainer.global_step
 
 
 def _reset(pl_module: Any) -> None:  # noqa: ANN401

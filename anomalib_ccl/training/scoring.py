@@ -78,7 +78,8 @@ class Scoring(_Base):
         if self.calibrate and not self.model.calibration.is_calibrated:
             msg = (
                 "this CCL model is not calibrated, so it cannot tell normal from anomalous: train it to its end, or "
-                "give the checkpoint of a training with ckpt_path; calibrate=False scores without limits"
+                "give the checkpoint of a training with ckpt_path. That of a training which was killed is completed by "
+                "`anomalib-ccl recalibrate`; calibrate=False scores without limits"
             )
             raise InputError(msg)
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
+from anomalib.metrics import AUROC, Evaluator
 from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from trainings import (
@@ -26,6 +27,8 @@ from trainings import (
 
 from anomalib_ccl import CCL, MultiCategory
 from anomalib_ccl.errors import InputError
+from anomalib_ccl.recalibrate import recalibrate
+from anomalib_ccl.training.calibrate import calibrate
 
 
 class Interrupt(Callback):
@@ -47,6 +50,17 @@ class Interrupt(Callback):
 
     def on_validation_batch_end(self, trainer: Any, *args: Any) -> None:
         self._press(trainer, in_validation=True)
+
+
+class SaveByHand(Callback):
+    """Save a checkpoint after the first epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
 
 
 def early_stopping() -> EarlyStopping:
@@ -151,21 +165,50 @@ def test_checkpoint_of_an_earlier_best_epoch_is_calibrated_for_its_own_weights(
     assert_same_state(last, model)
 
 
-def test_a_failed_training_leaves_a_checkpoint_that_is_whole_and_a_model_that_says_it_is_not(
+def test_a_failed_training_leaves_a_checkpoint_that_says_it_is_not_whole_and_is_completed_by_recalibration(
     sample_root: Path, tmp_path: Path
 ) -> None:
-    model, images = ccl(), data(sample_root)
+    model, images = ccl(memory=20), data(sample_root)
     with pytest.raises(RuntimeError, match="broken"):
         engine(tmp_path, Failure(), max_epochs=2).fit(model, datamodule=images)
-    assert not model.model.calibration.is_calibrated
-    for use in ({"datamodule": images}, {"dataloaders": images.test_dataloader()}):
-        with pytest.raises(InputError, match=r"this CCL model is not calibrated, .* train it to its end, or give the"):
-            engine(tmp_path).test(model, **use)
-    with pytest.raises(InputError, match="this CCL model is not calibrated"):
-        engine(tmp_path).predict(model, data_path=sample_root / "brick/test")
-    loaded = CCL.load_from_checkpoint(last_checkpoint(tmp_path))
-    loaded.classes.index_of_image = model.classes.index_of_image
-    assert_calibrated_for_its_weights(loaded, images)
+    left = last_checkpoint(tmp_path)
+    for broken in (model, CCL.load_from_checkpoint(left)):
+        assert not broken.model.calibration.is_calibrated
+        for use in ({"datamodule": images}, {"dataloaders": images.test_dataloader()}):
+            with pytest.raises(InputError, match=r"this CCL model is not calibrated, .* train it to its end, or give"):
+                engine(tmp_path).test(broken, **use)
+        with pytest.raises(InputError, match="completed by `anomalib-ccl recalibrate`"):
+            engine(tmp_path).predict(broken, data_path=sample_root / "brick/test")
+    with pytest.raises(InputError, match="is not calibrated, so it knows no products"):
+        recalibrate(left, images, add=True)
+    completed = CCL.load_from_checkpoint(recalibrate(left, images).path)
+    completed.classes.index_of_image = model.classes.index_of_image
+    assert_calibrated_for_its_weights(completed, images)
+
+
+def test_only_what_is_kept_or_looked_at_is_calibrated(sample_root: Path, tmp_path: Path, monkeypatch) -> None:
+    calibrated: list[int] = []
+    for name, end in {
+        "replaced": {"max_epochs": 3},
+        "saved by hand": {"max_epochs": 3, "callbacks": [lambda: SaveByHand(tmp_path / "hand.ckpt")]},
+        "kept": {"max_epochs": 3, "callbacks": [lambda: ModelCheckpoint(save_top_k=-1)]},
+        "looked at": {
+            "max_epochs": 3,
+            "model": {"evaluator": Evaluator(val_metrics=[AUROC(["pred_score", "gt_label"])])},
+        },
+    }.items():
+        count = 0
+
+        def counted(*args: Any, **arguments: Any) -> None:
+            nonlocal count
+            count += 1
+            calibrate(*args, **arguments)
+
+        monkeypatch.setattr("anomalib_ccl.training.completion.calibrate", counted)
+        fit(tmp_path / name, sample_root, end)
+        calibrated.append(count)
+    assert calibrated == [1, 2, 3, 3]
+    assert CCL.load_from_checkpoint(tmp_path / "hand.ckpt").model.calibration.is_calibrated
 
 
 @pytest.mark.parametrize(("end", "options"), [("failure", {}), ("interrupt", {"memory": 20})])
