@@ -1,6 +1,5 @@
 """anomalib's own commands, typed as a user types them, from training to a prediction of the exported model."""
 
-import csv
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from PIL import Image
 
 from anomalib_ccl import CCL
@@ -104,42 +102,12 @@ def test_export_and_predict_with_openvino(typed, checkpoint, sample_root, tmp_pa
     assert Image.open(tmp_path / "heatmap.png").width > 256
 
 
-def test_comparing_exports_prints_a_row_for_each_form(typed, checkpoint, sample_root, tmp_path) -> None:
-    pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
-    for product in ("brick", "retina"):
-        (tmp_path / "two" / product).parent.mkdir(exist_ok=True)
-        (tmp_path / "two" / product).symlink_to(sample_root / product)
-    output = typed("python", ROOT / "examples/compare_exports.py", checkpoint, tmp_path / "two", cwd=tmp_path)
-    table = output[output.index("size  latency") :].splitlines()[1:]
-    assert [line.split()[0] for line in table[:4]] == ["PyTorch", "FP32", "FP16", "INT8_PTQ"]
-
-
-def test_training_example_prints_the_table_and_a_prediction(typed, sample_root, tmp_path) -> None:
-    output = typed("python", ROOT / "examples/train.py", sample_root, "--epochs=1", cwd=tmp_path)
-    assert re.search(r"^ +mean ", output, re.MULTILINE)
-    assert f"{sample_root}/brick/test/foreign/000.png: score " in output
-
-
 def test_help_explains_every_argument_of_the_constructor(typed, tmp_path) -> None:
     output = " ".join(typed("anomalib", "fit", "--model.help=CCL", cwd=tmp_path).split())
     names = [name for name in signature(CCL).parameters if name != "self"]
     assert len(names) <= 20
     for name in names:
         assert re.search(rf"--model\.{name} (\S+ )?[A-Z][\w.'-]+ ", output), name
-
-
-def test_benchmark_collects_ccl_and_reverse_distillation_in_one_csv(typed, sample_root, tmp_path) -> None:
-    config = yaml.safe_load((ROOT / "configs/benchmark/sample.yaml").read_text())
-    for model in config["benchmark"]["model"]["grid"]:
-        model["init_args"]["pre_trained"] = False
-    two = {"categories": ["brick", "retina"], "max_epochs": 1, "num_workers": 0}
-    config["benchmark"]["data"]["init_args"].update(root=str(sample_root), **two)
-    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
-    typed("anomalib", "benchmark", "--config=benchmark.yaml", cwd=tmp_path)
-    (results,) = (tmp_path / "runs/benchmark").glob("*/results.csv")
-    rows = list(csv.DictReader(results.open()))
-    assert [row["model.class_path"] for row in rows] == ["CCL", "ReverseDistillation"]
-    assert all(0 < float(row["mean_pixel_AUROC"]) < 1 for row in rows)
 
 
 @pytest.mark.parametrize(

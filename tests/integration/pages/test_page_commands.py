@@ -17,10 +17,8 @@ import yaml
 from anomalib.engine import Engine
 from typed import ROOT, blocks
 
-from anomalib_ccl import CCL, CCLInferencer, MultiCategory
+from anomalib_ccl import CCL, MultiCategory
 from anomalib_ccl.export.limits import read_limits
-
-pytestmark = pytest.mark.openvino
 
 RUN = Path("results/CCL/MultiCategory/v0")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,9 +28,10 @@ TYPED = re.compile(
 )
 # Commands that take long, or a compiler, and the test that runs them.
 ELSEWHERE = {
-    "examples/compare_exports.py": "tests/integration/cli/test_anomalib.py",
+    "examples/compare_exports.py": "tests/slow/test_long_commands.py",
     "examples/benchmark.py": "tests/slow/test_benchmark_of_products.py",
     "examples/demo.py": "tests/slow/test_demo.py",
+    "examples/left_out.py": "tests/slow/test_long_commands.py",
 }
 NOT_RUN = {"make", "pip"}
 SHORTER = {
@@ -180,17 +179,23 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path, run, printed: di
         assert read_limits(further).class_names == ["brick", "grass", "retina", "tissue"]
     if page.stem == "export":
         assert read_limits(folder / "model.xml").false_alarm_rate == 0.02
-        assert_that_cpp_and_python_agree(folder, printed)
+        assert_that_cpp_and_python_agree(folder, printed, run)
 
 
-def assert_that_cpp_and_python_agree(folder: Path, printed: dict[str, str]) -> None:
-    ours = CCLInferencer(folder / RUN / "line/weights/openvino/model.xml", device="CPU")
+def assert_that_cpp_and_python_agree(folder: Path, printed: dict[str, str], run: Callable) -> None:
+    model = folder / RUN / "line/weights/openvino/model.xml"
     for line in (line for line in printed if line.startswith("build/predict")):
-        prediction = ours.predict(folder / "image.ppm", product="retina" if line.endswith("retina") else None)
-        name, score, verdict = printed[line].strip().splitlines()[-1].split(", ")
-        assert name == prediction.explanation[0]
-        assert float(score.removeprefix("score ")) == pytest.approx(prediction.pred_score.item(), abs=0.02)
-        assert verdict == ("anomalous" if prediction.pred_label.item() else "normal")
+        product = "retina" if line.endswith("retina") else None
+        code = f"""
+from anomalib_ccl import CCLInferencer
+found = CCLInferencer({str(model)!r}, device="CPU").predict({str(folder / "image.ppm")!r}, product={product!r})
+print(found.explanation[0], found.pred_score.item(), found.pred_label.item())
+"""
+        expected, score, anomalous = run("python", "-c", code, cwd=folder).stdout.splitlines()[-1].split()
+        name, found, verdict = printed[line].strip().splitlines()[-1].split(", ")
+        assert name == expected
+        assert float(found.removeprefix("score ")) == pytest.approx(float(score), abs=0.02)
+        assert verdict == ("anomalous" if anomalous == "True" else "normal")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
