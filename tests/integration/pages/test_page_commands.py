@@ -71,14 +71,13 @@ def folder(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(sample_root / "retina/test/good/000.png", folder / target)
     for name in ("examples", "configs"):
         (folder / name).symlink_to(ROOT / name)
-    model = CCL("mobilenetv3_small_100", pre_trained=False, image_size=(64, 64), memory=20, visualizer=False)
+    model = CCL("mobilenetv3_small_100", pre_trained=False, image_size=(64, 64), visualizer=False)
     engine = Engine(max_epochs=1, default_root_dir=folder / "results", accelerator="cpu", enable_progress_bar=False)
     engine.fit(model, datamodule=MultiCategory(root=data / "sample", num_workers=0, train_batch_size=6))
     shutil.copy(folder / RUN / "weights/lightning/model.ckpt", folder)
     model.eval().to_openvino(folder / "exported")
-    model.to_openvino(folder / RUN)
-    for file in (folder / "exported/weights/openvino").iterdir():
-        shutil.copy(file, folder)
+    for other in (folder / RUN / "weights/openvino", folder):
+        shutil.copytree(folder / "exported/weights/openvino", other, dirs_exist_ok=True)
     return folder
 
 
