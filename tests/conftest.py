@@ -23,6 +23,14 @@ huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forks_that_train() -> None:
+    """Begin with a backward pass: the first one after an export starts threads, after which no fork can train."""
+    import torch  # noqa: PLC0415  # heavy, and not for the other modules that use this one
+
+    torch.zeros(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample data set, 64 px and with few images, for reading only.
