@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 HOOK = {"anomalib_ccl", "anomalib_ccl.registration", "anomalib_ccl.registration.import_hook"}
 MODULES = "import sys; print(*sys.modules)"
 
