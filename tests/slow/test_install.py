@@ -98,8 +98,8 @@ small = {"backbone": "resnet18", "pre_trained": False}
 paths = ["CCL", "anomalib.models.CCL", "anomalib_ccl.CCL"]
 data = {"class_path": "MultiCategory", "init_args": {"root": "data"}}
 models = {"class_path": {"grid": paths}, "init_args": small}
-jobs = list(BenchmarkJobGenerator("cpu").generate_jobs({"seed": 1, "model": models, "data": data}, None))
 anomalib_ccl.make_sample_dataset("data")
+jobs = list(BenchmarkJobGenerator("cpu").generate_jobs({"seed": 1, "model": models, "data": data}, None))
 found = {
     "models": [type(get_model(x, **small)).__name__ for x in ("CCL", "ccl", *({"class_path": y} for y in paths))],
     "listed": [name in list_models(case) for case, name in (("snake", "c_c_l"), ("pascal", "CCL"), ("title", "Ccl"))],
