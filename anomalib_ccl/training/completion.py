@@ -44,29 +44,26 @@ class Completion(Callback):
     def __init__(self) -> None:
         self._calibrated_at: int | None = None
         self._saved_at: int | None = None
-        self._will_be_replaced = False  # what a ModelCheckpoint saves now
+        self._replaced_of: int | None = None  # the epoch at whose end what ModelCheckpoints save will be replaced
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier training, and its calibration: other weights are to come, or even other products."""
-        self._calibrated_at = self._saved_at = None
+        self._calibrated_at = self._saved_at = self._replaced_of = None
         _reset(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note whether what is about to be saved will be replaced: ModelCheckpoints act after all other callbacks."""
-        callbacks = trainer.checkpoint_callbacks
-        self._will_be_replaced = all(
-            isinstance(x, ModelCheckpoint) and x.monitor is None and x.save_top_k == 1 for x in callbacks
-        )
+        if all(
+            isinstance(x, ModelCheckpoint) and x.monitor is None and x.save_top_k == 1
+            for x in trainer.checkpoint_callbacks
+        ):
+            self._replaced_of = _epoch(trainer)
 
     on_validation_end = on_train_epoch_end
 
     def let_others_save(self) -> None:
         """Take whoever saves now for a user."""
-        self._will_be_replaced = False
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take whoever saves now for a user."""
-        self.let_others_save()
+        self._replaced_of = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrate before a validation of a training, if there is a figure that is computed of it."""
@@ -115,13 +112,18 @@ class Completion(Callback):
 
     def complete_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete the model that is being saved, and its checkpoint, unless that will be replaced."""
-        if self._will_be_replaced and self._calibrated_at != trainer.global_step:
+        if self._replaced_of == _epoch(trainer) and self._calibrated_at != trainer.global_step:
             _reset(pl_module)  # what there is is of earlier weights
         else:
             self.complete(trainer, pl_module)
             self._saved_at = trainer.global_step
         state = {name: value for name, value in pl_module.state_dict().items() if name.startswith(_OF_THE_MOMENT)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
+
+
+def _epoch(trainer: Trainer) -> int:
+    """The epochs that have begun, which rises before any callback hears of the next one."""
+    return trainer.fit_loop.epoch_progress.current.ready
 
 
 def _reset(pl_module: Any) -> None:  # noqa: ANN401

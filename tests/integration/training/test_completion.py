@@ -53,13 +53,17 @@ class Interrupt(Callback):
 
 
 class SaveByHand(Callback):
-    """Save a checkpoint after the first epoch."""
+    """Save a checkpoint when an epoch ends, or begins."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, ended: int | None = None, begun: int | None = None) -> None:
+        self.path, self.ended, self.begun = path, ended, begun
 
     def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.current_epoch == 0:
+        if trainer.current_epoch == self.ended:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.current_epoch == self.begun:
             trainer.save_checkpoint(self.path)
 
 
@@ -190,7 +194,12 @@ def test_only_what_is_kept_or_looked_at_is_calibrated(sample_root: Path, tmp_pat
     calibrated: list[int] = []
     for name, end in {
         "replaced": {"max_epochs": 3},
-        "saved by hand": {"max_epochs": 3, "callbacks": [lambda: SaveByHand(tmp_path / "hand.ckpt")]},
+        "saved by hand": {"max_epochs": 3, "callbacks": [lambda: SaveByHand(tmp_path / "ended.ckpt", ended=0)]},
+        "saved at a start": {
+            "max_epochs": 3,
+            "data": {"val_split_mode": "none"},
+            "callbacks": [lambda: SaveByHand(tmp_path / "begun.ckpt", begun=1)],
+        },
         "kept": {"max_epochs": 3, "callbacks": [lambda: ModelCheckpoint(save_top_k=-1)]},
         "looked at": {
             "max_epochs": 3,
@@ -207,8 +216,9 @@ def test_only_what_is_kept_or_looked_at_is_calibrated(sample_root: Path, tmp_pat
         monkeypatch.setattr("anomalib_ccl.training.completion.calibrate", counted)
         fit(tmp_path / name, sample_root, end)
         calibrated.append(count)
-    assert calibrated == [1, 2, 3, 3]
-    assert CCL.load_from_checkpoint(tmp_path / "hand.ckpt").model.calibration.is_calibrated
+    assert calibrated == [1, 2, 2, 3, 3]
+    for name in ("ended", "begun"):
+        assert CCL.load_from_checkpoint(tmp_path / f"{name}.ckpt").model.calibration.is_calibrated
 
 
 @pytest.mark.parametrize(("end", "options"), [("failure", {}), ("interrupt", {"memory": 20})])
