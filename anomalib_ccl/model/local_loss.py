@@ -12,6 +12,7 @@ from anomalib_ccl.model.matching import match_positions
 from anomalib_ccl.model.precision import upcast
 
 MatchOn = Literal["teacher", "projected"]
+Positives = Literal["both", "view", "class"]
 
 # How many feature values of the queries are worked on at one time: few enough for the memory that it saves (2 MiB),
 # enough for full speed.
@@ -40,8 +41,10 @@ class LocalContrastiveLoss(nn.Module):
     Args:
         temperature: The temperature :math:`\tau`, greater than 0.
         num_negatives: Negative images per image and step, at least 1.
-        same_class_positive: Whether there is the second positive, as in the paper; the code that its authors
-            released has the second view's alone.
+        positives: ``"both"``, as in the paper; ``"view"``, the second view's alone, as in the code that its authors
+            released; ``"class"``, the other image's alone, where images that have none are left out.
+        every: From a random one on, every how manieth position is a query, at least 1: the mean over some of them
+            stands for the mean over all, at that share of the cost.
         match_on: Whose similarity finds the matches: that of the ``"teacher"``'s features, as in the released code, or
             of the ``"projected"`` features, as in the paper's supplement.
 
@@ -59,20 +62,24 @@ class LocalContrastiveLoss(nn.Module):
         self,
         temperature: float = 0.05,
         num_negatives: int = 1,
-        same_class_positive: bool = True,
+        positives: Positives = "both",
+        every: int = 1,
         match_on: MatchOn = "teacher",
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        if num_negatives < 1:
-            msg = f"num_negatives must be at least 1, got {num_negatives}"
-            raise InputError(msg)
-        if match_on not in get_args(MatchOn):
-            msg = f"unknown match_on {match_on!r}; choose one of {', '.join(get_args(MatchOn))}"
-            raise InputError(msg)
+        for name, number in (("num_negatives", num_negatives), ("every", every)):
+            if number < 1:
+                msg = f"{name} must be at least 1, got {number}"
+                raise InputError(msg)
+        for name, value, names in (("match_on", match_on, MatchOn), ("positives", positives, Positives)):
+            if value not in get_args(names):
+                msg = f"unknown {name} {value!r}; choose one of {', '.join(get_args(names))}"
+                raise InputError(msg)
         self.temperature = temperature
         self.num_negatives = num_negatives
-        self.same_class_positive = same_class_positive
+        self.positives = positives
+        self.every = every
         self.match_on = match_on
 
     def forward(
@@ -97,25 +104,29 @@ class LocalContrastiveLoss(nn.Module):
         """
         negatives, has_negative = draw_negatives(labels, self.num_negatives)
         in_class, has_in_class = draw_in_class_positives(labels)
-        # Which images have the view's positive, and which the in-class one.
-        has_positive = torch.stack([torch.ones_like(has_in_class), has_in_class & self.same_class_positive])
-        with_in_class = has_positive[1].nonzero().flatten()
+        itself = torch.arange(len(labels), device=labels.device)
+        both = [(itself, torch.ones_like(has_in_class)), (in_class, has_in_class)]
+        # Which image has each positive, and which images have one.
+        images, has_positive = zip(*{"both": both, "view": both[:1], "class": both[1:]}[self.positives], strict=True)
+        weights = (torch.stack(has_positive) & has_negative).double()
+        weights = weights / weights.sum(dim=0).clamp_min(1) / weights.any(dim=0).sum().clamp_min(1)
 
         on_teacher = self.match_on == "teacher"
         seen_query, seen_key = (teacher_query, teacher_key) if on_teacher else (projected_query, projected_key)
         scales = []
         with torch.autocast(labels.device.type, enabled=False):
             for f, g, p, k in zip(seen_query, seen_key, projected_query, projected_key, strict=True):
-                matches = [match_positions(f, g)]
-                if len(with_in_class):
-                    matches.append(torch.zeros_like(matches[0]))
-                    others = in_class[with_in_class]
-                    matches[1][with_in_class] = match_positions(f[with_in_class], f, others)
+                positions = f[0, 0].numel()
+                first = int(torch.randint(min(self.every, positions), ())) if self.every > 1 else 0
+                asking = f.flatten(2)[..., first :: self.every, None]
+                matches = []
+                for image, has_any, seen in zip(images, has_positive, (g, f), strict=False):
+                    having = has_any.nonzero().flatten()
+                    matches.append(torch.zeros(asking.shape[0], asking.shape[2], dtype=torch.long, device=f.device))
+                    matches[-1][having] = match_positions(asking[having], seen, image[having])
                 query, key = (upcast(x).flatten(2).transpose(1, 2) for x in (p, k))
-                weights = (has_positive[: len(matches)] & has_negative).to(query.dtype)
-                weights = weights / (has_positive.sum(dim=0) * has_negative.sum().clamp_min(1))
-                drawn = torch.stack(matches), in_class, negatives
-                scales.append(_WeightedPositionLoss.apply(query, key, *drawn, weights, self.temperature))
+                drawn = torch.stack(images), torch.stack(matches), negatives, weights.to(query.dtype)
+                scales.append(_WeightedPositionLoss.apply(query, key, *drawn, first, self.every, self.temperature))
         return torch.stack(scales).mean()
 
 
@@ -175,21 +186,24 @@ class _WeightedPositionLoss(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401  # torch documents no type for it
         query: Tensor,  # (B, U, C), as key
         key: Tensor,
-        matches: Tensor,  # (P, B, U)
-        in_class: Tensor,  # (B,)
+        images: Tensor,  # (P, B)
+        matches: Tensor,  # (P, B, U / every)
         negatives: Tensor,  # (B, K)
         weights: Tensor,  # (P, B)
+        first: int,
+        every: int,
         temperature: float,
     ) -> Tensor:
-        batch, positions, channels = query.shape
+        batch, _, channels = query.shape
+        positions = matches.shape[2]
         needs_gradient = any(ctx.needs_input_grad)
         query_gradient, key_gradient = (torch.zeros_like(x) if needs_gradient else None for x in (query, key))
-        images = (torch.arange(batch, device=query.device)[:, None], in_class[:, None])
         total = query.new_zeros(())
         width = max(1, _CHUNK_FEATURES // (batch * channels))
         for start in range(0, positions, width):
-            chunk = slice(start, start + width)
-            found = [(image, match[:, chunk]) for image, match in zip(images, matches, strict=False)]
+            matched = matches[..., start : start + width]
+            chunk = slice(first + start * every, first + (start + width) * every, every)
+            found = [(image[:, None], match) for image, match in zip(images, matched, strict=True)]
             positives = torch.stack([x[at] for x, at in zip((key, query), found, strict=False)])
             leaves = [query[:, chunk].detach(), positives, key[:, chunk][negatives]]
             with torch.set_grad_enabled(needs_gradient):
@@ -210,4 +224,4 @@ class _WeightedPositionLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         query_gradient, key_gradient = ctx.saved_tensors
         # In place, for two maps less at the peak; walking the graph a second time makes autograd raise an error.
-        return query_gradient.mul_(gradient), key_gradient.mul_(gradient), None, None, None, None, None
+        return query_gradient.mul_(gradient), key_gradient.mul_(gradient), *[None] * 7

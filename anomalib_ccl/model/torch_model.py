@@ -284,7 +284,8 @@ class CCLModel(nn.Module):
         # tf_efficientnet_lite0, would drown the projections and the noise, of about 1.
         scales = len(self.projections)
         pairs = zip(inputs[:scales], projected[:scales], strict=True)
-        return [*(F.layer_norm(x, x.shape[1:]) + p for x, p in pairs), *projected[scales:]]
+        # The projections first: the sum has their layout, in which the convolutions that follow are faster.
+        return [*(p + F.layer_norm(x, x.shape[1:]) for x, p in pairs), *projected[scales:]]
 
     def _add_noise(self, projected: list[Tensor]) -> list[Tensor]:
         """Now and then disturb the projections, so that the bottleneck denoises."""

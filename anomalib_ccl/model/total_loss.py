@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.global_loss import GlobalContrastiveLoss
-from anomalib_ccl.model.local_loss import LocalContrastiveLoss
+from anomalib_ccl.model.local_loss import LocalContrastiveLoss, Positives
 from anomalib_ccl.model.outputs import TrainingOutput
 
-Losses = Literal["paper", "released"]
+Losses = Literal["paper", "released", "single_view"]
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -27,7 +27,9 @@ class TotalLoss(nn.Module):
         losses: The forms of both contrastive losses. ``"paper"``: the global loss compares images and second views,
             and a position has a positive in its view and one in another image of its class. ``"released"``: what the
             code released by the paper's authors computes, the global loss in that code's formula and of the images
-            alone, the local loss with the view's positive alone.
+            alone, the local loss with the view's positive alone. ``"single_view"`` needs no second view, and with it
+            a third of the time: the formulas of the paper with the images of the batch alone, the local loss at every
+            fourth position. An image without another one of its class in the batch has no positive.
 
     Raises:
         InputError: If an argument is out of its range.
@@ -48,9 +50,14 @@ class TotalLoss(nn.Module):
         self.local_weight = local_weight
         self.global_weight = global_weight
         self.losses = losses
-        as_in_paper = losses == "paper"
-        self.local = LocalContrastiveLoss(temperature, same_class_positive=as_in_paper)
-        self.globally = GlobalContrastiveLoss(temperature, "supcon" if as_in_paper else "released")
+        forms: dict[str, tuple[Positives, int]] = {
+            "paper": ("both", 1),
+            "released": ("view", 1),
+            "single_view": ("class", 4),
+        }
+        positives, every = forms[losses]
+        self.local = LocalContrastiveLoss(temperature, positives=positives, every=every)
+        self.globally = GlobalContrastiveLoss(temperature, "released" if losses == "released" else "supcon")
 
     @property
     def contrastive(self) -> bool:
@@ -65,7 +72,7 @@ class TotalLoss(nn.Module):
     @property
     def needs_view(self) -> bool:
         """Whether second views are needed at all."""
-        return self.local_weight > 0 or self.compares_views
+        return (self.local_weight > 0 and self.losses != "single_view") or self.compares_views
 
     def forward(
         self, reconstruction: Tensor, output: TrainingOutput, labels: Tensor, gather: Gather
@@ -83,9 +90,9 @@ class TotalLoss(nn.Module):
         """
         total, terms = reconstruction, {"reconstruction": reconstruction}
         if self.local_weight:
-            terms["local"] = self.local(
-                output.inputs, output.view_inputs, output.projected, output.view_projected, labels
-            )
+            view = output.view_inputs, output.view_projected
+            key, projected_key = (output.inputs, output.projected) if self.losses == "single_view" else view
+            terms["local"] = self.local(output.inputs, key, output.projected, projected_key, labels)
             total = total + self.local_weight * terms["local"]
         if self.global_weight:
             embeddings, classes = [output.embedding], [labels]

@@ -27,7 +27,8 @@ class Research:
         local_weight: Weight of the local contrastive loss; 0 switches it off.
         global_weight: Weight of the global contrastive loss; 0 switches it off.
         temperature: Temperature of both contrastive losses, greater than 0.
-        losses: Forms of the contrastive losses: "paper", or "released", what the authors' released code computes.
+        losses: Forms of the contrastive losses: "paper"; "released", what the authors' released code computes; or
+            "single_view", without second views.
         schedule: How the learning rates fall: "step", to a tenth at 80 % of the training, or "cosine", to 0.
         reconstruction_args: Further arguments of the reconstruction network, by name.
     """
@@ -48,9 +49,12 @@ class Research:
 ARCHITECTURE = ("projection", "skip", "noise_probability", "anomaly_map", "reconstruction_args")
 
 _PAPER = Research(projection="standard", skip=False, anomaly_map="paper", local_weight=1.0, global_weight=1.0)
+_RECOMMENDED = replace(
+    _PAPER, skip=True, anomaly_map="refined", global_weight=0.1, losses="single_view", schedule="cosine"
+)
 _RECIPES: dict[str, tuple[Research, int]] = {
     "paper": (_PAPER, 0),
-    "recommended": (replace(_PAPER, skip=True, anomaly_map="refined", global_weight=0.1, schedule="cosine"), 500),
+    "recommended": (_RECOMMENDED, 500),
     "memory": (replace(_PAPER, local_weight=0.0, global_weight=0.0), 500),
 }
 

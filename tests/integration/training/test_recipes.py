@@ -20,7 +20,13 @@ from anomalib_ccl.errors import InputError
 from anomalib_ccl.training.options import Research, chosen
 
 Run = tuple[CCL, Path]
-RECOMMENDED = {"skip": True, "anomaly_map": "refined", "global_weight": 0.1, "schedule": "cosine"}
+RECOMMENDED = {
+    "skip": True,
+    "anomaly_map": "refined",
+    "global_weight": 0.1,
+    "losses": "single_view",
+    "schedule": "cosine",
+}
 
 
 @pytest.fixture(scope="module", params=["recommended", "memory"])
@@ -41,7 +47,7 @@ def test_a_recipe_is_the_options_that_it_names() -> None:
     assert (plain.local_weight, plain.global_weight, plain.skip, plain.anomaly_map) == (1, 1, False, "paper")
     model = CCL(**SMALL, recipe="recommended", research=Research(skip=False, global_weight=0.0), memory=7)
     assert not model.model.skip
-    assert not model.loss.compares_views
+    assert not model.loss.needs_view
     assert model.model.anomaly_map == "refined"
     assert model.model.memory.size == 7
 

@@ -1,5 +1,6 @@
 """The losses against slow formulas, written out image by image as in the paper."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -60,10 +61,12 @@ def slow_local(
     in_class: Tensor | None,
     temperature: float,
     on_projected: bool = False,
+    of_view: bool = True,
+    chosen: Sequence[slice] = (slice(None), slice(None)),
 ) -> Tensor:
     cosine = partial(F.cosine_similarity, dim=0)
     scales = []
-    for f, g, p, k in zip(*maps, strict=True):
+    for f, g, p, k, queried in zip(*maps, chosen, strict=True):
         seen, seen_of_view = (p, k) if on_projected else (f, g)
         height, width = f.shape[2:]
         places = [(y, x) for y in range(height) for x in range(width)]
@@ -73,14 +76,17 @@ def slow_local(
 
         images = []
         for i, label in enumerate(labels):
-            if all(other == label for other in labels):
+            has_other = any(labels[o] == label for o in range(len(labels)) if o != i)
+            if all(other == label for other in labels) or not (of_view or has_other):
                 continue
             positions = []
-            for y, x in places:
+            for y, x in places[queried]:
                 feature = seen[i, :, y, x]
-                v, w = most_similar(feature, seen_of_view[i])
-                positives = [k[i, :, v, w]]
-                if in_class is not None and any(labels[o] == label for o in range(len(labels)) if o != i):
+                positives = []
+                if of_view:
+                    v, w = most_similar(feature, seen_of_view[i])
+                    positives.append(k[i, :, v, w])
+                if in_class is not None and has_other:
                     other = int(in_class[i])
                     v, w = most_similar(feature, seen[other])
                     positives.append(p[other, :, v, w])
@@ -193,15 +199,44 @@ def test_global_loss_of_the_paper_compares_images_and_views(labels: list[int]) -
     assert labels in SILENT.values() or terms["global"] > 0
 
 
+@pytest.mark.parametrize("labels", (LABELS | SILENT).values(), ids=(LABELS | SILENT).keys())
+def test_losses_of_a_single_view_are_the_papers_of_the_images_at_every_fourth_position(labels: list[int]) -> None:
+    f, _, p, _ = random_maps(len(labels))
+    embedding = torch.randn(len(labels), 7, dtype=torch.float64, requires_grad=True)
+    output = TrainingOutput([], [], f, p, embedding, [], [], None)
+    loss = TotalLoss(temperature=0.1, losses="single_view")
+    assert not loss.needs_view
+    torch.manual_seed(3)
+    total, _ = loss(torch.zeros(()), output, torch.tensor(labels), lambda *batch: batch)
+    negatives, in_class = drawn_with_seed(labels)
+    chosen = [slice(int(torch.randint(4, ())), None, 4) for _ in f]
+    expected = slow_local([f, f, p, p], labels, negatives, in_class, 0.1, of_view=False, chosen=chosen)
+    if labels not in SILENT.values():
+        expected = expected + slow_supcon(embedding, labels, 0.1)
+    assert_same_value_and_gradient(total, expected + 0 * embedding.sum(), [*p, embedding])
+
+
+def test_local_loss_at_some_positions_is_on_average_that_of_all() -> None:
+    maps = [[x.detach() for x in scales[:1]] for scales in random_maps(4)]
+    for scales in maps:
+        scales[0][1], scales[0][3] = scales[0][0].clone(), scales[0][2].clone()  # so that no draw makes a difference
+    labels = torch.tensor([0, 0, 1, 1])
+    some = {LocalContrastiveLoss(0.2, every=4)(*maps, labels).item() for _ in range(60)}
+    assert len(some) == 4
+    assert sum(some) / 4 == pytest.approx(LocalContrastiveLoss(0.2)(*maps, labels).item())
+
+
+@pytest.mark.parametrize("every", [1, 3, 50])
 @pytest.mark.parametrize("chunk", [1, 50, 900])
-def test_local_loss_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_local_loss_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch, chunk: int, every: int) -> None:
     labels, maps = torch.tensor([0, 1, 0, 1]), random_maps(4)
     torch.manual_seed(0)
-    expected = LocalContrastiveLoss()(*maps, labels)
+    expected = LocalContrastiveLoss(every=every)(*maps, labels)
     monkeypatch.setattr("anomalib_ccl.model.matching._CHUNK_SIMILARITIES", chunk)
     monkeypatch.setattr("anomalib_ccl.model.local_loss._CHUNK_FEATURES", chunk)
     torch.manual_seed(0)
-    assert_same_value_and_gradient(LocalContrastiveLoss()(*maps, labels), expected, [*maps[2], *maps[3]])
+    actual = LocalContrastiveLoss(every=every)(*maps, labels)
+    assert_same_value_and_gradient(actual, expected, [*maps[2], *maps[3]])
 
 
 def test_negatives_are_drawn_from_all_other_classes_and_only_from_them() -> None:
@@ -276,9 +311,11 @@ def test_losses_stay_finite_for_zero_features() -> None:
         (LocalContrastiveLoss, {"temperature": 0.0}, "temperature must be greater than 0, got 0.0"),
         (GlobalContrastiveLoss, {"temperature": -1.0}, "temperature must be greater than 0, got -1.0"),
         (LocalContrastiveLoss, {"num_negatives": 0}, "num_negatives must be at least 1, got 0"),
+        (LocalContrastiveLoss, {"every": 0}, "every must be at least 1, got 0"),
+        (LocalContrastiveLoss, {"positives": "none"}, "unknown positives 'none'; choose one of both, view, class"),
         (LocalContrastiveLoss, {"match_on": "features"}, "unknown match_on 'features'; choose one of teacher, proj"),
         (GlobalContrastiveLoss, {"form": "simclr"}, "unknown global loss 'simclr'; choose one of supcon, released"),
-        (TotalLoss, {"losses": "official"}, "unknown losses 'official'; choose one of paper, released"),
+        (TotalLoss, {"losses": "official"}, "unknown losses 'official'; choose one of paper, released, single_view"),
         (TotalLoss, {"local_weight": -1}, "local_weight must not be negative, got -1; 0 switches the loss off"),
     ],
 )
