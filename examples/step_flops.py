@@ -28,6 +28,7 @@ def main() -> None:
     model, batch_size = arguments.model.train(), arguments.batch_size
     images, view = torch.rand(2, IMAGES, 3, *model.input_size)
     with FlopCounterMode(display=False) as forward:
+        view = view if model.loss.needs_view else None
         output = model.model.training_pass(images, view, None, model.loss.compares_views)
         reconstruction = model.model.network.reconstruction_loss(output.targets, output.reconstructed, progress=0)
         loss, _ = model.loss(reconstruction, output, torch.tensor([0, 0, 1, 1]), lambda *of_one_process: of_one_process)

@@ -23,6 +23,15 @@ huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share what is dear, a file's or a trained model, in one of two processes."""
+    for item in items:
+        shared = [name for name in ("exported_ccl", "trained_ccl") if name in getattr(item, "fixturenames", ())]
+        if shared or "integration" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def forks_that_train() -> None:
     """Begin with a backward pass: the first one after an export starts threads, after which no fork can train."""
@@ -131,7 +140,7 @@ def trained_ccl(products: Path, pictures: Path, tmp_path_factory: pytest.TempPat
     from anomalib_ccl import CCL, MultiCategory  # noqa: PLC0415
 
     seed_everything(0)
-    model = CCL("tf_efficientnet_lite0", image_size=(64, 64), visualizer=False)
+    model = CCL("test_efficientnet", pre_trained=False, image_size=(64, 64), visualizer=False)
     folder = tmp_path_factory.mktemp("trained_ccl")
     engine = Engine(max_epochs=8, default_root_dir=folder, accelerator="cpu", enable_progress_bar=False)
     engine.fit(model, MultiCategory(root=products, train_batch_size=6, num_workers=0))

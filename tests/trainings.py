@@ -18,14 +18,14 @@ from anomalib_ccl.data.passes import Passes
 from anomalib_ccl.training.calibrate import calibrate
 
 SMALL: dict[str, Any] = {
-    "backbone": "mobilenetv3_small_100",
+    "backbone": "test_efficientnet",
     "pre_trained": False,
     "image_size": (64, 64),
     "visualizer": False,
 }
 #: One of each network, the last one in ``examples/``.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "reverse_distillation": {"reconstruction": "reverse_distillation", "backbone": "mobilenetv3_small_100"},
+    "reverse_distillation": {"reconstruction": "reverse_distillation", "backbone": "test_efficientnet"},
     "vit": {"reconstruction": "vit", "backbone": "test_vit", "memory": 20},
     "dinomaly": {
         "reconstruction": "dinomaly",

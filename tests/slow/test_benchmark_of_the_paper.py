@@ -11,7 +11,7 @@ from typed import ROOT
 CONFIGS = ROOT / "configs"
 # Small ones for the networks of the benchmark, in its order.
 BACKBONES = {
-    "reverse_distillation": "mobilenetv3_small_100",
+    "reverse_distillation": "test_efficientnet",
     "vit": "test_vit",
     "dinomaly": "vit_tiny_patch16_224",
 }

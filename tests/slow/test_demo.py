@@ -16,7 +16,7 @@ from typed import ROOT
 from anomalib_ccl.data import make_sample_dataset
 
 PRODUCTS = {"brick", "grass", "gravel_coarse", "gravel_fine", "retina", "tissue"}
-SMALL = ["--model.backbone=mobilenetv3_small_100", "--model.pre_trained=false", "--model.image_size=[64,64]"]
+SMALL = ["--model.backbone=test_efficientnet", "--model.pre_trained=false", "--model.image_size=[64,64]"]
 SHORT = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--data.num_workers=0", "--model.visualizer=false"]
 
 

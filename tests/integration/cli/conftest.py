@@ -17,7 +17,7 @@ NEW = ["gravel_fine", "tissue"]
 def trained(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a memory; for reading only."""
     seed_everything(0)
-    network = {"backbone": "mobilenetv3_small_100", "pre_trained": False, "image_size": (64, 64)}
+    network = {"backbone": "test_efficientnet", "pre_trained": False, "image_size": (64, 64)}
     model = CCL(**network, recipe="recommended", memory=20, visualizer=False)
     root = tmp_path_factory.mktemp("trained")
     engine = Engine(max_epochs=2, default_root_dir=root, accelerator="cpu", enable_progress_bar=False)

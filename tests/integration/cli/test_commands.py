@@ -92,7 +92,7 @@ def test_further_folders_are_laid_out_as_those_of_the_training_unless_another_la
         shutil.copytree(product / "train/good", tmp_path / "new" / product.name / "fine")
     layout = {"normal_dir": Path("fine")}
     data = MultiCategory("Folder", root, dataset_args=layout, val_split_mode="none", num_workers=0)
-    model = CCL("mobilenetv3_small_100", (64, 64), "memory", memory=20, pre_trained=False, visualizer=False)
+    model = CCL("test_efficientnet", (64, 64), "memory", memory=20, pre_trained=False, visualizer=False)
     Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False).fit(model, data)
     (trained,) = tmp_path.glob("CCL/**/v0/**/model.ckpt")
     add = ["recalibrate", f"--ckpt_path={trained}", *DATA, "--add"]

@@ -17,8 +17,8 @@ PAPER = {"mvtec": 15, "visa": 12, "btad": 3, "realiad": 30, "realiad_512": 30, "
 CATEGORIES = {**PAPER, "sample": 6, "folders": 2}
 # A small backbone and side of images for the network of each model config, and the data that it is tried on.
 NETWORKS = {
-    "ccl": ("mobilenetv3_small_100", 64, [*CATEGORIES]),
-    "ccl_lite0": ("mobilenetv3_small_100", 64, ["sample"]),
+    "ccl": ("test_efficientnet", 64, [*CATEGORIES]),
+    "ccl_lite0": ("test_efficientnet", 64, ["sample"]),
     "ccl_vit": ("test_vit", 64, ["mvtec", "manta"]),
     "ccl_dinomaly": ("vit_tiny_patch16_224", 64, ["visa", "realiad"]),
 }

@@ -218,7 +218,7 @@ def test_weights_of_the_teacher_come_from_their_file_at_the_first_training_and_t
     sample_root: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "backbone.pth"
-    torch.save(timm.create_model("mobilenetv3_small_100").state_dict(), weights)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), weights)
     model, quick = ccl(backbone_weights=weights, calibrate=False), {"max_epochs": 1, "limit_val_batches": 0}
     engine(tmp_path, **quick).fit(model, datamodule=data(sample_root))
     weights.unlink()

@@ -167,7 +167,7 @@ def test_a_rate_set_in_a_file_changes_verdicts_as_one_set_in_the_checkpoint_does
 def test_a_model_without_calibration_is_exported_without_classes_and_a_word(
     images: torch.Tensor, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    model = CCL("mobilenetv3_small_100", pre_trained=False, image_size=(64, 64), calibrate=False).eval()
+    model = CCL("test_efficientnet", pre_trained=False, image_size=(64, 64), calibrate=False).eval()
     with pytest.raises(InputError, match="class_output and product_input need a model that knows products"):
         model.to_onnx(tmp_path, class_output=True)
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from anomalib_ccl.model.limits import limits_at
 
 def predicted(root: Path, folder: Path, checkpoint: Path, **arguments: Any) -> tuple[CCL, torch.Tensor, torch.Tensor]:
     """A model that predicts from a checkpoint, as anomalib's command makes it, and its scores and labels."""
-    model = CCL("tf_efficientnet_lite0", image_size=(64, 64), visualizer=False, **arguments)
+    model = CCL("test_efficientnet", image_size=(64, 64), visualizer=False, **arguments)
     (*batches,) = engine(folder).predict(model, data_path=root / "brick", ckpt_path=checkpoint)
     return model, *(torch.cat([getattr(b, name).flatten() for b in batches]) for name in ("pred_score", "pred_label"))
 

@@ -135,7 +135,7 @@ def look(*args):
     # "For a moment" too: while the network is in use.
     seen.update(changed(before))
 
-model = CCL("mobilenetv3_small_100", pre_trained=False, image_size=(64, 64), visualizer=False)
+model = CCL("test_efficientnet", pre_trained=False, image_size=(64, 64), visualizer=False)
 data = MultiCategory(root={root!r}, categories=["brick", "retina"], num_workers=0, train_batch_size=6)
 engine = Engine(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
 before = state.attributes()

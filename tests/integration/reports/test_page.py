@@ -32,7 +32,7 @@ def run(
         for defect in [path for path in (root / name / "test").iterdir() if path.name != "good"]:
             for image in defect.iterdir():
                 shutil.copy(image, root / name / "test/good" / f"{HARD} {defect.name} {image.name}")
-    model = CCL.load_from_checkpoint(trained_ccl)
+    model = CCL.load_from_checkpoint(trained_ccl, false_alarm_rate=0.2)
     model.visualizer = CCLVisualizer()
     data = MultiCategory(root=root, eval_batch_size=5, num_workers=0, val_split_mode="none")
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -87,7 +87,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
 @pytest.fixture(scope="module")
 def model() -> CCLModel:
     torch.manual_seed(0)
-    return CCLModel("mobilenetv3_small_100", pre_trained=False, tiles=(2, 3)).eval()
+    return CCLModel("test_efficientnet", pre_trained=False, tiles=(2, 3)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def images() -> Tensor:
 @torch.no_grad()
 def test_map_score_and_embedding_are_those_of_the_tiles(model: CCLModel, images: Tensor) -> None:
     """By a slow way: an average in the overlap, weighted by hand."""
-    plain = CCLModel("mobilenetv3_small_100", pre_trained=False).eval()
+    plain = CCLModel("test_efficientnet", pre_trained=False).eval()
     plain.load_state_dict(model.state_dict())
     expected, weights = torch.zeros(2, 1, 56, 160), torch.zeros(56, 160)
     embeddings = []
