@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread each: two that share a core with anything else are many times slower. OpenVINO has processes of its own, and
 # glibc no restartable sequences: see docs/contributing.md.
 PYTEST := GLIBC_TUNABLES=glibc.pthread.rseq=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider --durations=10
-TWO := -n 2 --dist loadgroup
+TWO := -n 2 --dist loadscope
 
 .PHONY: demo test test-slow lint bench clean
 

@@ -3,8 +3,9 @@
     python examples/left_out.py ./datasets/realad --recipe memory
     python examples/left_out.py ./datasets/realad --recipe recommended --together 4      # four products at a time
 
-Prints image AUROC / pixel AUROC, false alarms / missed of each product in a model that has known it all along, and in
-one that it was added to by ``anomalib-ccl recalibrate --add``; last, the means. Figures that are there are kept.
+Prints image AUROC, pixel AUROC, false alarms and missed of each product in a model that has known it all along, and in
+one that it was added to by ``anomalib-ccl recalibrate --add``; last, the means. ``unknown`` is the share of its test
+images that are called unknown, in the second case before it is added. Figures that are there are kept.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from lightning import seed_everything
 from anomalib_ccl import CCL, MultiCategory
 from anomalib_ccl.recalibrate import recalibrate
 
-FIGURES = ["image_AUROC", "pixel_AUROC", "false_alarms", "missed"]
+FIGURES = ["image_AUROC", "pixel_AUROC", "false_alarms", "missed", "unknown"]
 
 
 def figures_without(left_out: list[str], products: list[str], arguments: argparse.Namespace) -> pd.DataFrame:
@@ -37,11 +38,21 @@ def figures_without(left_out: list[str], products: list[str], arguments: argpars
     engine.fit(model, data([name for name in products if name not in left_out]))
     path = folder / "model.ckpt"
     engine.trainer.save_checkpoint(path)
+
+    def tested(categories: list[str]) -> pd.DataFrame:
+        tester = Engine(default_root_dir=folder, enable_progress_bar=False)
+        tester.test(CCL.load_from_checkpoint(path, visualizer=False), data(categories), verbose=False)
+        results = Path(tester.trainer.default_root_dir)
+        rows = pd.read_csv(results / "predictions.csv")
+        unknown = (rows["product"] == "unknown").groupby(rows["category"]).mean()
+        return pd.read_csv(results / "categories.csv", index_col="category").assign(unknown=unknown)
+
     if left_out:
+        unknown = tested(left_out)["unknown"]
         path = recalibrate(path, data(left_out), add=True, output=folder / "added.ckpt").path
-    tester = Engine(default_root_dir=folder, enable_progress_bar=False)
-    tester.test(CCL.load_from_checkpoint(path, visualizer=False), data(products), verbose=False)
-    found = pd.read_csv(Path(tester.trainer.default_root_dir) / "categories.csv", index_col="category")
+    found = tested(products)
+    if left_out:
+        found.loc[left_out, "unknown"] = unknown[left_out]
     found.to_csv(file)
     return found
 

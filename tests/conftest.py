@@ -23,15 +23,6 @@ huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share what is dear, a file's or a trained model, in one of two processes."""
-    for item in items:
-        shared = [name for name in ("exported_ccl", "trained_ccl") if name in getattr(item, "fixturenames", ())]
-        if shared or "integration" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def forks_that_train() -> None:
     """Begin with a backward pass: the first one after an export starts threads, after which no fork can train."""
