@@ -23,6 +23,8 @@ from anomalib_ccl.export.limits import read_limits
 
 RUN = Path("results/CCL/MultiCategory/v0")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Their commands run in the slow suite.
+LONG = [page for page in PAGES if page.stem in {"export", "train"}]
 # Commands and Python; other blocks show what is printed, or layouts.
 TYPED = re.compile(
     r"(HF_HUB_OFFLINE=1 )?(anomalib|anomalib-ccl|python|make|pip|cmake|build/\w+|from|import|RUN=|\.venv/)\b"

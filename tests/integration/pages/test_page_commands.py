@@ -1,4 +1,4 @@
-"""Every command on every page runs as it is typed there; those of the page of exports in the slow suite."""
+"""Every command on every page runs as it is typed there; those of the two longest pages in the slow suite."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from page_commands import PAGES, folder, printed, run_page  # noqa: F401  # two fixtures
+from page_commands import LONG, PAGES, folder, printed, run_page  # noqa: F401  # two fixtures
 from typed import ROOT
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "export"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in LONG], ids=lambda page: page.stem)
 def test_every_command_of_a_page_runs(page: Path, folder: Path, run: Callable, printed: dict[str, str]) -> None:  # noqa: F811
     run_page(page, folder, run, printed)
 

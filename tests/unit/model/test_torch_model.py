@@ -11,7 +11,7 @@ from anomalib_ccl.model.anomaly_map import anomaly_map
 from anomalib_ccl.model.projection import projection_layer
 from anomalib_ccl.model.torch_model import CCLModel
 
-BACKBONES = ["resnet18", "mobilenetv3_small_100"]
+BACKBONES = ["resnet18", "test_efficientnet"]
 
 
 @pytest.fixture(scope="module")
