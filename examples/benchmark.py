@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "paper-no-losses": {"research": NO_LOSSES},
     "recommended": {"recipe": "recommended"},
     "recommended-no-losses": {"recipe": "recommended", "research": NO_LOSSES},
+    "recommended-two-views": {"recipe": "recommended", "research": {"losses": "paper"}},
     "memory": {"recipe": "memory"},
     "patchcore": {},
     "padim": {},

@@ -98,7 +98,8 @@ class Straightforward(nn.Module):
 def make_step(name: str, classes: int, dtype: torch.dtype) -> tuple[nn.Module, Callable[[int, int], Tensor]]:
     """The network that is trained, and a function that computes its loss on a batch of images of this size."""
     torch.manual_seed(0)
-    options = {"released": {"losses": "released"}, "without global loss": {"global_weight": 0}}.get(name, {})
+    forms = {"released": {"losses": "released"}, "single view": {"losses": "single_view"}}
+    options = {**forms, "without global loss": {"global_weight": 0}}.get(name, {})
     ours = CCL(BACKBONE, pre_trained=False, research={"noise_probability": 0, **options}).to(dtype).train()
     plain = Straightforward().to(dtype)
     plain.load(ours)
@@ -168,12 +169,14 @@ def test_training_step_against_the_plain_one(benchmark, record_ratio):
     pairs = [(measure_in_subprocess("ours"), measure_in_subprocess("straightforward")) for _ in range(3)]
     _, (ours, plain), _ = sorted(pairs, key=lambda pair: pair[0]["seconds"] / pair[1]["seconds"])
     mixed = benchmark.pedantic(measure_in_subprocess, ("ours",), {"mixed": True}, rounds=1)
-    cached, released, local = map(measure_in_subprocess, ("cached", "released", "without global loss"))
+    others = ("cached", "released", "single view", "without global loss")
+    cached, released, single, local = map(measure_in_subprocess, others)
     rows = {
         "forward and backward": (ours, plain),
         "bf16-mixed against single": (mixed, ours),
         "feature_cache against none": (cached, ours),
         "losses paper against released": (ours, released),
+        "losses paper against single_view": (ours, single),
         "global loss, both views, against none": (ours, local),
     }
     for quantity, unit in (("seconds", "s"), ("mebibytes", "MiB")):
