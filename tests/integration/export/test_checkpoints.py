@@ -19,7 +19,7 @@ from anomalib_ccl.training.post_processor import LimitPostProcessor
 
 # Nothing of it is a default, nor are the mean and standard deviation of this backbone.
 TRAINED: dict[str, Any] = {
-    "backbone": "tf_efficientnet_lite0",
+    "backbone": "test_efficientnet",
     "image_size": (64, 96),
     "memory": 10,
     "research": {"projection": "light", "noise_probability": 0.1, "temperature": 0.1},
@@ -98,7 +98,7 @@ def test_training_goes_on_with_the_network_of_the_checkpoint(
 
 
 CONTRADICTIONS: dict[str, tuple[Any, str]] = {
-    "backbone": ("resnet18", "backbone='tf_efficientnet_lite0', not backbone='resnet18'"),
+    "backbone": ("resnet18", "backbone='test_efficientnet', not backbone='resnet18'"),
     "image_size": ([64, 64], "image_size=(64, 96), not image_size=[64, 64]"),
     "memory": (0, "memory=10, not memory=0"),
     "tiles": ((1, 2), "tiles=(1, 1), not tiles=(1, 2)"),

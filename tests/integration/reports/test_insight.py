@@ -27,7 +27,7 @@ def run(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNa
     """A model, and the files of anomalib's own test of it."""
     folder = tmp_path_factory.mktemp("run")
     seed_everything(0)
-    model = CCL("tf_efficientnet_lite0", image_size=(64, 64), visualizer=False)
+    model = CCL("test_efficientnet", pre_trained=False, image_size=(64, 64), visualizer=False)
     engine = Engine(max_epochs=6, default_root_dir=folder, accelerator="cpu", enable_progress_bar=False)
     engine.fit(model, datamodule=data(sample_root, CATEGORIES))
     engine.test(model, datamodule=data(sample_root, CATEGORIES))
@@ -77,6 +77,6 @@ def test_scores_are_those_of_the_engine(run: SimpleNamespace, sample_root: Path)
 def test_models_and_data_that_do_not_fit_are_refused(run: SimpleNamespace, sample_root: Path) -> None:
     with pytest.raises(InputError, match="trained on brick, grass, retina, but on none of the datamodule's categories"):
         collect_scores(run.model, data(sample_root, [UNSEEN]))
-    untrained = CCL("tf_efficientnet_lite0", pre_trained=False, image_size=(64, 64), visualizer=False)
+    untrained = CCL("test_efficientnet", pre_trained=False, image_size=(64, 64), visualizer=False)
     with pytest.raises(InputError, match="this model is not calibrated"):
         collect_scores(untrained, data(sample_root, CATEGORIES))

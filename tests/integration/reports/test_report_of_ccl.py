@@ -60,7 +60,7 @@ def run(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNa
     seed_everything(0)
     # As the entry point gives it, too: that of the model takes its place.
     engine = make_engine(tmp_path_factory.mktemp("run"), Report())
-    model = CCL("tf_efficientnet_lite0", image_size=(64, 64))
+    model = CCL("test_efficientnet", pre_trained=False, image_size=(64, 64))
     data = MultiCategory(root=sample_root, train_batch_size=8, num_workers=0)
     engine.fit(model, datamodule=data)
     (logged,) = engine.test(model, datamodule=data)

@@ -58,10 +58,12 @@ import anomalib.cli.cli, torch.onnx, state
 from anomalib.cli.cli import AnomalibCLI
 def texts():
     return {{name: state.text(value) for name, value in state.attributes().items()}}
+before = texts()
 for kind, change in {CHANGES!r}.items():
-    before = texts()
     exec(change)
-    assert texts() != before, kind
+    after = texts()
+    assert after != before, kind
+    before = after
 """
     done = run("python", "-c", code, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
