@@ -1,6 +1,7 @@
 """CCL as an anomalib model (Fan et al., https://arxiv.org/abs/2412.04769)."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from anomalib_ccl.reports.heatmaps import CCLVisualizer
 from anomalib_ccl.reports.report import Report
 from anomalib_ccl.training.completion import Completion
 from anomalib_ccl.training.epoch_seed import EpochSeed
-from anomalib_ccl.training.feature_cache import FeatureCache
+from anomalib_ccl.training.feature_cache import Encoded, FeatureCache
 from anomalib_ccl.training.learning import Learning
 from anomalib_ccl.training.length import check_trainer
 from anomalib_ccl.training.news import TrainingNews
@@ -79,7 +80,7 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         pre_trained: Whether the teacher uses timm's pre-trained weights, where no checkpoint brings them along.
         backbone_weights: A .safetensors or .pth file with the teacher's weights instead.
         feature_cache: Folder in which a training keeps the teacher's features of the training images, so that from the
-            second epoch on the teacher runs on the second views only. It takes 0.25 MiB of disk for each image with
+            second epoch on the teacher runs on changed images only. It takes 0.25 MiB of disk for each image with
             tf_efficientnet_lite0 (160 × 160 pixels), 7 MiB with wide_resnet50_2 (256 × 256 pixels).
         calibrate: Whether the model, when it is trained, learns to recognise each class and divides maps and scores
             by the limit of the class, so that one threshold fits all; it does unless this is False.
@@ -233,8 +234,7 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         labels = self.classes.labels(batch.image_path).to(self.device)  # type: ignore[arg-type]
         images, names = self.model.tiling.draw(batch.image, batch.image_path)  # type: ignore[arg-type]
         view = self._second_view(images) if self.loss.needs_view else None
-        cache = self.feature_cache
-        encoded = None if cache is None else cache.features(images, names, self.model.network.encode)
+        encoded = None if self.feature_cache is None else self.encode(images, names)
         output = self.model.training_pass(images, view, encoded, self.loss.compares_views)
 
         reconstruction = self.model.network.reconstruction_loss(output.targets, output.reconstructed, self.progress)
@@ -243,6 +243,19 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         losses = {f"train_loss_{name}": term for name, term in terms.items()}
         self.log_dict(losses, on_step=True, on_epoch=True, batch_size=len(labels))
         return {"loss": loss}
+
+    def encode(self, images: Tensor, names: Sequence[str]) -> Encoded:
+        """Give targets and inputs of training images, or tiles of them, from the feature cache where there is one.
+
+        Args:
+            images: Pre-processed images of shape ``(B, 3, H, W)``.
+            names: What each is known by.
+
+        Returns:
+            The maps to reconstruct and those to project.
+        """
+        encode = self.model.network.encode
+        return encode(images) if self.feature_cache is None else self.feature_cache.features(images, names, encode)
 
     def forward(self, batch: Tensor, product: Tensor | None = None) -> Prediction:  # type: ignore[override]
         """Predict as an exported model does: pre-process, score, and compare with the limits.

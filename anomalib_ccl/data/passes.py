@@ -28,11 +28,12 @@ class Seen(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Normal images (B, 3, H, W) that a model is calibrated by, their classes (B,) and numbers (B,) in the data set."""
+    """Normal images (B, 3, H, W) for a calibration: classes (B,), numbers (B,) in the data set, and paths."""
 
     images: Tensor
     labels: Tensor
     numbers: Tensor
+    paths: Sequence[str]
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Passes:
 
         def make(description: str) -> Iterator[Labelled]:
             for seen in self(description):
-                yield Labelled(seen.images, labels(seen.paths).to(self.device), seen.numbers.to(self.device))
+                numbers = seen.numbers.to(self.device)
+                yield Labelled(seen.images, labels(seen.paths).to(self.device), numbers, seen.paths)
 
         return make
 

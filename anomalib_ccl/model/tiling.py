@@ -142,6 +142,10 @@ class Tiling:
         joined = [_joined(maps[row * columns : (row + 1) * columns], dim=-1) for row in range(rows)]
         return _joined(joined, dim=-2)
 
+    def names(self, names: Sequence[str], place: int) -> Sequence[str]:
+        """Tell what the tiles at a place of the grid are known by, if images are known by ``names``."""
+        return names if self.count == 1 else [f"{name} {place}" for name in names]
+
     def draw(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Sequence[str]]:
         """Take one tile of each image, drawn at random, so that a batch of tiles costs what one of images does.
 

@@ -149,6 +149,28 @@ class CCLModel(nn.Module):
             return [Look(*part) for part in zip(*parts, strict=True)]
         return [self._look(tile) for tile in tiles]
 
+    def see(
+        self, targets: list[Tensor], inputs: list[Tensor], size: tuple[int, int], remembered: list[Tensor] | None = None
+    ) -> Look:
+        """See what is in images or tiles, in eval mode, by what ``encode`` gave for them.
+
+        Args:
+            targets: The maps to reconstruct.
+            inputs: The maps to project.
+            size: Height and width of the images, in pixels.
+            remembered: The targets that patches for the memory are made of, where they are others.
+
+        Returns:
+            What is seen.
+        """
+        patches = patches_of(remembered or targets) if self.memory.size else None
+        if not self.reconstructs:
+            return Look(pooled_features(targets), None, patches)
+        embedding = self.network.embed(self._with_skip(inputs, self._project(inputs)))
+        map_of = self.network.anomaly_map if self.anomaly_map == "paper" else refined_map
+        found = map_of(targets, self.network.decode(embedding), size)
+        return Look(self.network.pool(embedding), found, patches)
+
     def maps(
         self, look: Look, index: Tensor, size: tuple[int, int], excluded: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -233,14 +255,7 @@ class CCLModel(nn.Module):
         """See what is in images or tiles."""
         self._check_size(images)
         targets, inputs = self.network.encode(images)
-        patches = patches_of(targets) if self.memory.size else None
-        if not self.reconstructs:
-            return Look(pooled_features(targets), None, patches)
-        embedding = self.network.embed(self._with_skip(inputs, self._project(inputs)))
-        pooled = self.network.pool(embedding)
-        map_of = self.network.anomaly_map if self.anomaly_map == "paper" else refined_map
-        found = map_of(targets, self.network.decode(embedding), (images.shape[-2], images.shape[-1]))
-        return Look(pooled, found, patches)
+        return self.see(targets, inputs, (images.shape[-2], images.shape[-1]))
 
     def _reconstruction_of(self, look: Look, images: Tensor) -> Tensor:
         """The map before calibration: nothing, where a memory does all that is not built yet."""

@@ -1,6 +1,6 @@
 """Calibration of a network by normal images: its classes, its memory and its limits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +11,13 @@ from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.outputs import Look, embedding_of
 from anomalib_ccl.model.patches import PatchSample, patches_of
 from anomalib_ccl.model.torch_model import CCLModel
+from anomalib_ccl.training.feature_cache import Encoded
 from anomalib_ccl.training.gathering import gathered
 from anomalib_ccl.training.views import retaken
+
+# Encodes images or tiles, as a reconstruction network does, by what they are known by.
+Encode = Callable[[Tensor, Sequence[str]], Encoded]
+_EncodeTiles = Callable[[Labelled], Iterable[Encoded]]
 
 
 class NormalScores(NamedTuple):
@@ -30,7 +35,12 @@ class NormalScores(NamedTuple):
 
 
 @torch.no_grad()
-def calibrate(network: CCLModel, images: Callable[[str], Iterable[Labelled]], add: bool = False) -> NormalScores:
+def calibrate(
+    network: CCLModel,
+    images: Callable[[str], Iterable[Labelled]],
+    add: bool = False,
+    encode: Encode | None = None,
+) -> NormalScores:
     """Calibrate a network by normal images.
 
     Where there is a memory, a first pass collects patches for it. The last pass scores the images as new ones: by the
@@ -43,6 +53,7 @@ def calibrate(network: CCLModel, images: Callable[[str], Iterable[Labelled]], ad
         images: Makes a pass over the images; what it is called with describes the pass. With ``add``, labels are those
             of the new classes, from 0.
         add: Whether the classes come behind those known, which stay to the bit.
+        encode: What encodes the images as they are, such as a cache; the network if not given.
 
     Returns:
         The scores that the limits were found from.
@@ -53,14 +64,20 @@ def calibrate(network: CCLModel, images: Callable[[str], Iterable[Labelled]], ad
     if not add:
         network.calibration.reset()
         network.memory.reset()
+
+    def encoded(batch: Labelled) -> Iterator[Encoded]:
+        for place, tile in enumerate(network.tiling.cut(batch.images)):
+            names = network.tiling.names(batch.paths, place)
+            yield network.network.encode(tile) if encode is None else encode(tile, names)
+
     first = len(network.calibration.prototypes)
-    owners = _remember(network, images, add) if network.memory.size else None
+    owners = _remember(network, images, encoded, add) if network.memory.size else None
     before, levels = network.calibration.levels, None
     if owners is not None and network.reconstructs:
-        found = _each(network, images, "Normal levels", _levels_of, first, owners)
+        found = _each(network, images, "Normal levels", encoded, _levels_of, first, owners)
         levels = _medians(found.scores, found.labels)
         network.calibration.levels = torch.cat([before[:first], levels])
-    found = _each(network, images, "Calibration", _score_of, first, owners)
+    found = _each(network, images, "Calibration", encoded, _score_of, first, owners)
     scores = found.scores[:, 0]
     if invalid := int((~scores.isfinite()).sum()):
         msg = (
@@ -80,12 +97,13 @@ class _Found(NamedTuple):
     labels: Tensor  # (N,)
 
 
-def _remember(network: CCLModel, images: Callable[[str], Iterable[Labelled]], add: bool) -> Tensor:
+def _remember(
+    network: CCLModel, images: Callable[[str], Iterable[Labelled]], encoded: _EncodeTiles, add: bool
+) -> Tensor:
     """Build the memory of each class; give the number of the image that each vector is from."""
     sample = PatchSample()
     for batch in images("Memory"):
-        for tile in network.tiling.cut(batch.images):
-            targets, _ = network.network.encode(tile)
+        for targets, _ in encoded(batch):
             sample.add(patches_of(targets), batch.labels, batch.numbers)
     every = PatchSample()
     for own in gathered(sample):
@@ -97,6 +115,7 @@ def _each(
     network: CCLModel,
     images: Callable[[str], Iterable[Labelled]],
     description: str,
+    encoded: _EncodeTiles,
     scores_of: Callable[[CCLModel, list[Look], Tensor, tuple[int, int], Tensor | None], Tensor],
     first: int,
     owners: Tensor | None,
@@ -104,11 +123,7 @@ def _each(
     """Look at each image in a pass, and score it with no part of its own in the score."""
     parts = []
     for batch in images(description):
-        looks = network.look(retaken(batch.images, batch.numbers))
-        if owners is not None:  # the memory is of images as they are
-            tiles = network.tiling.cut(batch.images)
-            plain = [patches_of(network.network.encode(tile)[0]) for tile in tiles]
-            looks = [look._replace(patches=patches) for look, patches in zip(looks, plain, strict=True)]
+        looks = _looks(network, batch, encoded)
         excluded = None if owners is None else owners[batch.labels] == batch.numbers[:, None]
         if excluded is not None:  # the only image of its class has nothing else to be compared with
             excluded &= ~excluded.all(dim=1, keepdim=True)
@@ -120,6 +135,19 @@ def _each(
     every = [torch.cat([x.to(mine.device) for x in of_all]) for mine, of_all in zip(own, joined, strict=True)]
     order = every[0].argsort()
     return _Found(*(values[order] for values in every[1:]))
+
+
+def _looks(network: CCLModel, batch: Labelled, encoded: _EncodeTiles) -> list[Look]:
+    """See images as new ones, tile by tile: those that a reconstruction was trained on, slightly changed."""
+    size = network.tiling.tile_size((batch.images.shape[-2], batch.images.shape[-1]))
+    if not network.reconstructs:
+        return [network.see(*maps, size) for maps in encoded(batch)]
+    views = retaken(batch.images, batch.numbers)
+    if not network.memory.size:
+        return network.look(views)
+    # The memory is of images as they are.
+    tiles = zip(network.tiling.cut(views), encoded(batch), strict=True)
+    return [network.see(*network.network.encode(tile), size, targets) for tile, (targets, _) in tiles]
 
 
 def _score_of(

@@ -106,7 +106,7 @@ class Completion(Callback):
             training = pl_module.training
             pl_module.eval()
             with trainer.precision_plugin.val_step_context():
-                calibrate(model, images.labelled(pl_module.classes.labels))
+                calibrate(model, images.labelled(pl_module.classes.labels), encode=pl_module.encode)
             pl_module.train(training)
         self._calibrated_at = trainer.global_step
 

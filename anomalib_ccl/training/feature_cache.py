@@ -86,8 +86,10 @@ class FeatureCache(Callback):
             raise InputError(msg)
 
     def features(self, images: Tensor, paths: Sequence[str], encode: Callable[[Tensor], Encoded]) -> Encoded:
-        """Look up the features of images; those that are not there yet are encoded and kept."""
+        """Look up the features of images; those that are not there yet are encoded, and kept while a training lasts."""
         file: Any = self._file
+        if file is None:
+            return encode(images)
         maps = [m.new_empty((len(paths), *m.shape)) for m in self._example]
         missing = [index for index, path in enumerate(paths) if path not in self._row_of_image]
         if missing:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning import Callback
 from torchvision.transforms.v2 import RandomHorizontalFlip
-from trainings import ccl, data, engine
+from trainings import assert_calibrated_for_its_weights, ccl, data, engine
 
 from anomalib_ccl import CCL
 from anomalib_ccl.errors import InputError
@@ -89,6 +89,29 @@ def test_where_no_loss_needs_views_the_teacher_rests_from_the_second_epoch_on(
     watch = Watch(tmp_path / "cache")
     fit(sample_root, tmp_path / "run", tmp_path / "cache", watch, research={"local_weight": 0, "losses": "released"})
     assert watch.encoded == {0: 1 + IMAGES}
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({}, 2 * IMAGES),  # changed images, once for the levels and once for the limits
+        ({"tiles": (1, 2)}, 5 * IMAGES),  # the same of two tiles each, and the tile that no step has drawn
+        ({"recipe": "memory"}, IMAGES),  # once for the memory; for the limits they are there
+    ],
+)
+def test_a_model_is_calibrated_by_what_the_cache_has_as_it_is_without_one(
+    options: dict[str, Any], seen: int, sample_root: Path, tmp_path: Path
+) -> None:
+    images, encoded = data(sample_root, SIX), Counter[bool]()
+    model = ccl(feature_cache=tmp_path / "cache", **{"memory": 20, **options})
+
+    def count(module: object, inputs: tuple[torch.Tensor], output: object) -> None:
+        encoded[model.training] += len(inputs[0])
+
+    model.model.network.teacher.register_forward_hook(count)
+    engine(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, datamodule=images)
+    assert encoded[False] == seen
+    assert_calibrated_for_its_weights(model, images)
 
 
 @pytest.mark.parametrize("break_off_in", [None, 1])

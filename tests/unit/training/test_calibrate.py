@@ -37,7 +37,7 @@ def passes(images: Tensor, labels: Tensor = LABELS, size: int = 4) -> Callable[[
     def make(description: str) -> Iterator[Labelled]:
         assert description
         for numbers in order.split(size):
-            yield Labelled(images[numbers], labels[numbers], numbers)
+            yield Labelled(images[numbers], labels[numbers], numbers, [f"{number}.png" for number in numbers])
 
     return make
 
