@@ -34,6 +34,7 @@ def test_each_job_runs_once_and_the_table_has_means_over_products_and_seeds(samp
         figures = pd.concat(map(pd.read_csv, jobs))
         assert sorted(figures["category"]) == ["brick", "retina"]
         assert figures[["false_alarms", "missed"]].notna().all().all(), row
+        assert (figures[["milliseconds", "megabytes"]] > 0).all().all()
         second = pd.concat(pd.read_csv(str(job).replace("seed0", "seed1")) for job in jobs)
         mean = 100 * (figures["image_AUROC"].mean() + second["image_AUROC"].mean()) / 2
         assert float(str(table.loc[row, "image_AUROC"]).split(" ")[0]) == round(mean, 1)
