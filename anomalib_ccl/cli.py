@@ -118,7 +118,7 @@ def _recalibrate(
         if row.above * row.images > 1 + 2 * made.false_alarm_rate * row.images:  # one image of a few is no sign
             print(f"Many images of {row.name} exceed its limit: are there defective ones among them?")
         if add and row.images < 20:
-            print(f"{row.images} images of {row.name} are few: its limit is a guess on the high side.")
+            print(f"{row.images} images of {row.name} are few: its limit is a guess.")
         if row.groups > 1:
             print(f"The images of {row.name} fall into {row.groups} groups: are several products mixed in its folder?")
     if add:

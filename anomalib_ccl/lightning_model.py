@@ -62,7 +62,7 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         image_size: Height and width that images are resized to, in pixels, multiples of the network's stride (of 32 for
             reverse distillation); the checkpoint's, else the network's. A pre-processor of your own takes precedence.
         recipe: Options that belong together: "paper", the default, is the paper's method; "recommended" finds more
-            defects on real products; "memory" trains nothing and is ready after one pass over the images.
+            defects on real products; "memory" trains nothing and is ready after two passes over the images.
         memory: Vectors that are remembered of each class, 0 for none; the checkpoint's, else the recipe's: 500, and
             none in the paper's.
         class_labels: Where the class of a training image comes from: "category" (the datamodule knows it),

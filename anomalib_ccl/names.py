@@ -1,12 +1,29 @@
-"""Which known name was meant by one that is not known."""
+"""Names that are known, and which of them was meant by one that is not."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from anomalib_ccl.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+def check_choice(kind: str, name: object, known: Iterable[str]) -> None:
+    """Refuse what is none of a few names.
+
+    Example:
+        >>> check_choice("colour", "reed", ["red", "green"])
+        Traceback (most recent call last):
+        ...
+        anomalib_ccl.errors.InputError: unknown colour 'reed'; choose one of red, green
+    """
+    names = list(known)
+    if name not in names:
+        msg = f"unknown {kind} {name!r}; choose one of {', '.join(names)}"
+        raise InputError(msg)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

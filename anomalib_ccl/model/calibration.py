@@ -117,7 +117,8 @@ class ClassCalibration(nn.Module):
             unit = F.normalize(embeddings.float(), dim=1)
             self.prototypes = prototypes_of(unit, labels)
             self.novelty_threshold = novelty_thresholds_of(unit, labels, self.prototypes)
-            self.quantiles = tail_quantiles(scores.float(), labels)
+            # Not on the device: Apple's have no double precision.
+            self.quantiles = tail_quantiles(scores.float().cpu(), labels.cpu()).to(unit.device)
             self.levels = unit.new_ones(classes + 1, 2) if levels is None else levels.clone()
             self.limits = limits_at(self.quantiles, self.false_alarm_rate)
 
@@ -142,7 +143,7 @@ class ClassCalibration(nn.Module):
             unit = F.normalize(embeddings.float(), dim=1)
             prototypes = prototypes_of(unit, labels)
             own = novelty_thresholds_of(unit, labels, prototypes, self.prototypes)
-            added = added_quantiles(self.quantiles, scores.float(), labels)
+            added = added_quantiles(self.quantiles.cpu(), scores.float().cpu(), labels.cpu()).to(unit.device)
             rows = unit.new_ones(new, 2) if levels is None else levels[:new]
             self.prototypes = torch.cat([self.prototypes, prototypes])
             self.novelty_threshold = torch.cat([self.novelty_threshold, own])

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.precision import upcast
+from anomalib_ccl.names import check_choice
 
 GlobalForm = Literal["supcon", "released"]
 
@@ -48,9 +49,7 @@ class GlobalContrastiveLoss(nn.Module):
     def __init__(self, temperature: float = 0.05, form: GlobalForm = "supcon") -> None:
         super().__init__()
         check_temperature(temperature)
-        if form not in get_args(GlobalForm):
-            msg = f"unknown global loss {form!r}; choose one of {', '.join(get_args(GlobalForm))}"
-            raise InputError(msg)
+        check_choice("global loss", form, get_args(GlobalForm))
         self.temperature = temperature
         self.form = form
 
@@ -86,7 +85,7 @@ class GlobalContrastiveLoss(nn.Module):
 
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature by which similarities cannot be divided."""
-    if temperature <= 0:
+    if not temperature > 0:
         msg = f"temperature must be greater than 0, got {temperature}; the paper uses 0.05"
         raise InputError(msg)
 

@@ -10,6 +10,7 @@ from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.global_loss import check_temperature
 from anomalib_ccl.model.matching import match_positions
 from anomalib_ccl.model.precision import upcast
+from anomalib_ccl.names import check_choice
 
 MatchOn = Literal["teacher", "projected"]
 Positives = Literal["both", "view", "class"]
@@ -72,10 +73,8 @@ class LocalContrastiveLoss(nn.Module):
             if number < 1:
                 msg = f"{name} must be at least 1, got {number}"
                 raise InputError(msg)
-        for name, value, names in (("match_on", match_on, MatchOn), ("positives", positives, Positives)):
-            if value not in get_args(names):
-                msg = f"unknown {name} {value!r}; choose one of {', '.join(get_args(names))}"
-                raise InputError(msg)
+        check_choice("match_on", match_on, get_args(MatchOn))
+        check_choice("positives", positives, get_args(Positives))
         self.temperature = temperature
         self.num_negatives = num_negatives
         self.positives = positives
@@ -105,10 +104,12 @@ class LocalContrastiveLoss(nn.Module):
         negatives, has_negative = draw_negatives(labels, self.num_negatives)
         in_class, has_in_class = draw_in_class_positives(labels)
         itself = torch.arange(len(labels), device=labels.device)
-        both = [(itself, torch.ones_like(has_in_class)), (in_class, has_in_class)]
-        # Which image has each positive, and which images have one.
-        images, has_positive = zip(*{"both": both, "view": both[:1], "class": both[1:]}[self.positives], strict=True)
-        weights = (torch.stack(has_positive) & has_negative).double()
+        # Whether a positive is a position of the query or of the key, of which image, and which images have one.
+        both = [(False, itself, torch.ones_like(has_in_class)), (True, in_class, has_in_class)]
+        of_query, images, has_positive = zip(
+            *{"both": both, "view": both[:1], "class": both[1:]}[self.positives], strict=True
+        )
+        weights = (torch.stack(has_positive) & has_negative).to(upcast(projected_query[0]).dtype)
         weights = weights / weights.sum(dim=0).clamp_min(1) / weights.any(dim=0).sum().clamp_min(1)
 
         on_teacher = self.match_on == "teacher"
@@ -120,12 +121,12 @@ class LocalContrastiveLoss(nn.Module):
                 first = int(torch.randint(min(self.every, positions), ())) if self.every > 1 else 0
                 asking = f.flatten(2)[..., first :: self.every, None]
                 matches = []
-                for image, has_any, seen in zip(images, has_positive, (g, f), strict=False):
+                for mine, image, has_any in zip(of_query, images, has_positive, strict=True):
                     having = has_any.nonzero().flatten()
                     matches.append(torch.zeros(asking.shape[0], asking.shape[2], dtype=torch.long, device=f.device))
-                    matches[-1][having] = match_positions(asking[having], seen, image[having])
+                    matches[-1][having] = match_positions(asking[having], f if mine else g, image[having])
                 query, key = (upcast(x).flatten(2).transpose(1, 2) for x in (p, k))
-                drawn = torch.stack(images), torch.stack(matches), negatives, weights.to(query.dtype)
+                drawn = of_query, torch.stack(images), torch.stack(matches), negatives, weights
                 scales.append(_WeightedPositionLoss.apply(query, key, *drawn, first, self.every, self.temperature))
         return torch.stack(scales).mean()
 
@@ -177,7 +178,7 @@ def position_losses(query: Tensor, positives: Tensor, negatives: Tensor, tempera
 class _WeightedPositionLoss(torch.autograd.Function):
     """The sum of weight × mean over positions of :func:`position_losses`, worked through in chunks of positions.
 
-    The first positive is a position of the key, the second, where there is one, of another query. The gradient is made
+    A positive is a position of the key, or of the query of another image. The gradient is made
     chunk by chunk along with the value, so that beside the two gradients no map of the inputs' size is ever kept.
     """
 
@@ -186,6 +187,7 @@ class _WeightedPositionLoss(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401  # torch documents no type for it
         query: Tensor,  # (B, U, C), as key
         key: Tensor,
+        of_query: tuple[bool, ...],  # of each of P positives
         images: Tensor,  # (P, B)
         matches: Tensor,  # (P, B, U / every)
         negatives: Tensor,  # (B, K)
@@ -204,7 +206,7 @@ class _WeightedPositionLoss(torch.autograd.Function):
             matched = matches[..., start : start + width]
             chunk = slice(first + start * every, first + (start + width) * every, every)
             found = [(image[:, None], match) for image, match in zip(images, matched, strict=True)]
-            positives = torch.stack([x[at] for x, at in zip((key, query), found, strict=False)])
+            positives = torch.stack([(query if mine else key)[at] for mine, at in zip(of_query, found, strict=True)])
             leaves = [query[:, chunk].detach(), positives, key[:, chunk][negatives]]
             with torch.set_grad_enabled(needs_gradient):
                 at_query, at_positives, at_negatives = (leaf.requires_grad_(needs_gradient) for leaf in leaves)
@@ -215,8 +217,8 @@ class _WeightedPositionLoss(torch.autograd.Function):
                 to_query, to_positives, to_negatives = torch.autograd.grad(loss, leaves)
                 query_gradient[:, chunk] += to_query
                 key_gradient[:, chunk].index_add_(0, negatives.flatten(), to_negatives.flatten(0, 1))
-                for gradient, at, to_match in zip((key_gradient, query_gradient), found, to_positives, strict=False):
-                    gradient.index_put_(at, to_match, accumulate=True)
+                for mine, at, to_match in zip(of_query, found, to_positives, strict=True):
+                    (query_gradient if mine else key_gradient).index_put_(at, to_match, accumulate=True)
         ctx.save_for_backward(query_gradient, key_gradient)
         return total
 
@@ -224,4 +226,4 @@ class _WeightedPositionLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         query_gradient, key_gradient = ctx.saved_tensors
         # In place, for two maps less at the peak; walking the graph a second time makes autograd raise an error.
-        return query_gradient.mul_(gradient), key_gradient.mul_(gradient), *[None] * 7
+        return query_gradient.mul_(gradient), key_gradient.mul_(gradient), *[None] * 8

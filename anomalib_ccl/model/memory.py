@@ -27,7 +27,7 @@ _STEPS = 5
 
 
 class ClassMemory(nn.Module):
-    r"""Distance of each patch to the nearest one in the memory of the image's class, and its fusion with another map.
+    r"""Distance of each patch to the nearest one in the memory of the image's class.
 
     Args:
         size: Vectors M of each class; 0 is no memory.
@@ -189,7 +189,5 @@ def _components(samples: Sequence[Tensor]) -> Tensor:
     if min(channels, count) <= _MOST_CHANNELS:
         return torch.empty(0, 0)
     share = max(1, count // _COMPONENT_SAMPLE)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, _, components = torch.pca_lowrank(torch.cat([s[::share] for s in samples]).float(), q=_MOST_CHANNELS)
-    return components
+    points = torch.cat([s[::share] for s in samples]).float()
+    return torch.linalg.eigh(points.T.cov()).eigenvectors[:, -_MOST_CHANNELS:]

@@ -34,9 +34,10 @@ def patches_of(targets: Sequence[Tensor]) -> Tensor:
     scales = []
     for maps in (*finer, averaged):
         unit = F.normalize(maps, dim=1)
-        if unit.shape[-1] > width:
-            unit = F.avg_pool2d(unit, kernel_size=unit.shape[-1] // width)
-        elif unit.shape[-1] < width:
+        rows, columns = unit.shape[-2:]
+        if rows % height == 0 and columns % width == 0:
+            unit = F.avg_pool2d(unit, kernel_size=(rows // height, columns // width))
+        else:
             unit = F.interpolate(unit, size=(height, width), mode="bilinear", align_corners=False)
         scales.append(unit)
     return torch.cat(scales, dim=1)

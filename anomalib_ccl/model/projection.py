@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.normalized_activation import NormalizedActivation
+from anomalib_ccl.names import check_choice
 
 Projection = Literal["standard", "light", "none"]
 
@@ -35,9 +35,7 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
         >>> round(weights("standard") / weights("light"))
         8
     """
-    if kind not in get_args(Projection):
-        msg = f"unknown projection {kind!r}; choose one of {', '.join(get_args(Projection))}"
-        raise InputError(msg)
+    check_choice("projection", kind, get_args(Projection))
     if kind == "none":
         return nn.Identity()
     half, quarter = max(1, channels // 2), max(1, channels // 4)  # of pixels, there are three channels

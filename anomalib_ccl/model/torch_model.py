@@ -17,6 +17,7 @@ from anomalib_ccl.model.projection import Projection, disturbed, projection_laye
 from anomalib_ccl.model.reconstruction.choice import make_network
 from anomalib_ccl.model.refined_map import refined_map
 from anomalib_ccl.model.tiling import Tiling
+from anomalib_ccl.names import check_choice
 
 AnomalyMap = Literal["paper", "refined"]
 
@@ -87,9 +88,7 @@ class CCLModel(nn.Module):
         if not 0 <= noise_probability <= 1:
             msg = f"noise_probability must lie in [0, 1], got {noise_probability}"
             raise InputError(msg)
-        if anomaly_map not in get_args(AnomalyMap):
-            msg = f"unknown anomaly_map {anomaly_map!r}; choose one of {', '.join(get_args(AnomalyMap))}"
-            raise InputError(msg)
+        check_choice("anomaly_map", anomaly_map, get_args(AnomalyMap))
         if memory < 0 or (memory == 0 and not reconstructs):
             msg = f"memory must be a number of vectors from 0 on, and from 1 on without a reconstruction; got {memory}"
             raise InputError(msg)

@@ -10,6 +10,7 @@ from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.global_loss import GlobalContrastiveLoss
 from anomalib_ccl.model.local_loss import LocalContrastiveLoss, Positives
 from anomalib_ccl.model.outputs import TrainingOutput
+from anomalib_ccl.names import check_choice
 
 Losses = Literal["paper", "released", "single_view"]
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,8 +28,8 @@ class TotalLoss(nn.Module):
         losses: The forms of both contrastive losses. ``"paper"``: the global loss compares images and second views,
             and a position has a positive in its view and one in another image of its class. ``"released"``: what the
             code released by the paper's authors computes, the global loss in that code's formula and of the images
-            alone, the local loss with the view's positive alone. ``"single_view"`` needs no second view, and with it
-            a third of the time: the formulas of the paper with the images of the batch alone, the local loss at every
+            alone, the local loss with the view's positive alone. ``"single_view"`` needs no second view, at a third
+            of the cost of a step: the formulas of the paper with the images of the batch alone, the local loss at every
             fourth position. An image without another one of its class in the batch has no positive.
 
     Raises:
@@ -43,9 +44,7 @@ class TotalLoss(nn.Module):
         losses: Losses = "paper",
     ) -> None:
         super().__init__()
-        if losses not in get_args(Losses):
-            msg = f"unknown losses {losses!r}; choose one of {', '.join(get_args(Losses))}"
-            raise InputError(msg)
+        check_choice("losses", losses, get_args(Losses))
         _check_not_negative(local_weight=local_weight, global_weight=global_weight)
         self.local_weight = local_weight
         self.global_weight = global_weight
@@ -106,6 +105,6 @@ class TotalLoss(nn.Module):
 
 def _check_not_negative(**weights: float) -> None:
     for name, weight in weights.items():
-        if weight < 0:
+        if not weight >= 0:
             msg = f"{name} must not be negative, got {weight}; 0 switches the loss off"
             raise InputError(msg)

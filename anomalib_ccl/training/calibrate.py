@@ -10,6 +10,7 @@ from anomalib_ccl.data.passes import Labelled
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.outputs import Look, embedding_of
 from anomalib_ccl.model.patches import PatchSample, patches_of
+from anomalib_ccl.model.prototypes import counts_of
 from anomalib_ccl.model.torch_model import CCLModel
 from anomalib_ccl.training.feature_cache import Encoded
 from anomalib_ccl.training.gathering import gathered
@@ -59,7 +60,7 @@ def calibrate(
         The scores that the limits were found from.
 
     Raises:
-        InputError: If a class has no image, or a score is NaN or infinite.
+        InputError: If a class has no image, or a score or a feature is NaN or infinite.
     """
     if not add:
         network.calibration.reset()
@@ -103,11 +104,15 @@ def _remember(
     """Build the memory of each class; give the number of the image that each vector is from."""
     sample = PatchSample()
     for batch in images("Memory"):
-        for targets, _ in encoded(batch):
-            sample.add(patches_of(targets), batch.labels, batch.numbers)
+        tiles = [patches_of(targets).flatten(2) for targets, _ in encoded(batch)]
+        sample.add(torch.cat(tiles, dim=2), batch.labels, batch.numbers)
     every = PatchSample()
     for own in gathered(sample):
         every.merge(own)
+    counts_of(torch.tensor(sorted(every.patches), dtype=torch.long))
+    if not all(patches.isfinite().all() for patches in every.patches.values()):
+        msg = "features of normal images are NaN or infinite; train and calibrate in full precision"
+        raise InputError(msg)
     return network.memory.build(every, add)
 
 
@@ -167,6 +172,9 @@ def _levels_of(
 
 
 def _medians(scores: Tensor, labels: Tensor) -> Tensor:
-    """The median of each class and, last, of all, of shape ``(K + 1, S)``."""
-    of_class = [scores[labels == c].median(dim=0).values for c in range(int(labels.max()) + 1)]
-    return torch.stack([*of_class, scores.median(dim=0).values]).clamp(min=torch.finfo(scores.dtype).tiny)
+    """The median of each class and, last, of all, of shape ``(K + 1, S)``; no map is magnified without bounds."""
+    found, labels = scores.cpu(), labels.cpu()  # on a GPU, a median is refused where all must be deterministic
+    of_all = found.median(dim=0).values
+    of_class = [found[labels == c].median(dim=0).values for c in range(int(labels.max()) + 1)]
+    least = torch.where(of_all > 0, 0.01 * of_all, 1.0)
+    return torch.stack([*of_class, of_all]).maximum(least).to(scores.device)

@@ -34,7 +34,7 @@ class LimitPostProcessor(PostProcessor):
         score, anomaly_map = (
             None if x is None else (x / 2).clamp(0, 1) for x in (predictions.pred_score, predictions.anomaly_map)
         )
-        label, mask = (None if x is None else x > 0.5 for x in (score, anomaly_map))
+        label, mask = (None if x is None else ~(x <= 0.5) for x in (score, anomaly_map))  # NaN is not normal
         return InferenceBatch(score, label, anomaly_map, mask)
 
     def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401

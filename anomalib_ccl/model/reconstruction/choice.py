@@ -19,6 +19,8 @@ NETWORKS: dict[str, type[ReconstructionNetwork]] = {
     "vit": ViT,
     "dinomaly": Dinomaly,
 }
+# Of a smaller image there may be one position, which no instance norm and no smoothing takes.
+_SMALLEST = 32
 
 
 def network_class(name: str) -> type[ReconstructionNetwork]:
@@ -62,8 +64,8 @@ def check_image_size(size: tuple[int, int] | None, stride: int, tiling: Tiling) 
     if size is None:
         return
     height, width = tiling.tile_size(size)
-    if any(length < stride or length % stride for length in (height, width)):
-        msg = f"image_size must be multiples of {stride} pixels, got {height} × {width}"
+    if any(length < _SMALLEST or length % stride for length in (height, width)):
+        msg = f"image_size must be multiples of {stride} pixels and at least {_SMALLEST}, got {height} × {width}"
         raise InputError(msg)
 
 

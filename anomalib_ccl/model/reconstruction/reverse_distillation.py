@@ -18,6 +18,7 @@ from anomalib_ccl.model.reconstruction.base import ReconstructionNetwork
 from anomalib_ccl.model.reconstruction.frozen_backbone import FrozenBackbone, check_known
 
 STRIDES = (4, 8, 16)
+_EXAMPLE = (96, 64)
 
 
 class ReverseDistillation(ReconstructionNetwork):
@@ -84,14 +85,20 @@ def _scales(backbone: str) -> list[int]:
     advice = "choose a convolutional one, for example wide_resnet50_2, tf_efficientnet_lite0 or convnext_tiny"
     # anomalib's extractor reads every name with "vit" in it as a plain transformer.
     if "vit" in backbone.lower():
-        msg = f"backbone {backbone!r} is a vision transformer; {advice}, or reconstruction='vit'"
+        msg = f"backbone {backbone!r} is taken for a vision transformer; {advice}, or reconstruction='vit'"
         raise InputError(msg)
     try:
         network: Any = timm.create_model(backbone, features_only=True)
-        strides = network.feature_info.reduction()
-        return [strides.index(stride) for stride in STRIDES]
-    except (RuntimeError, ValueError) as error:
-        msg = f"backbone {backbone!r} has no feature maps at strides 4, 8 and 16; {advice}"
+        strides, channels = network.feature_info.reduction(), network.feature_info.channels()
+        scales = [strides.index(stride) for stride in STRIDES]
+        height, width = _EXAMPLE
+        maps = network.eval().to("meta")(torch.empty(1, 3, height, width, device="meta"))  # without arithmetic
+        expected = [(1, channels[scale], height // strides[scale], width // strides[scale]) for scale in scales]
+        if [maps[scale].shape for scale in scales] != expected:
+            raise ValueError(backbone)
+        return scales
+    except Exception as error:  # whatever a network raises that does not take images of any size
+        msg = f"backbone {backbone!r} gives no maps at strides 4, 8 and 16 for images of any size; {advice}"
         raise InputError(msg) from error
 
 

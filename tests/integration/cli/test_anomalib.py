@@ -107,7 +107,10 @@ def test_help_explains_every_argument_of_the_constructor(typed, tmp_path) -> Non
         (["--data.root=absent"], "there is no folder"),
         (["--data.dataset=MVTecADD"], "dataset 'MVTecADD' is unknown"),
         (["--model.backbone_weights=absent.pth"], "backbone weights not found: absent.pth"),
-        (["--model.backbone=vit_tiny_patch16_224"], "backbone 'vit_tiny_patch16_224' is a vision transformer"),
+        (
+            ["--model.backbone=vit_tiny_patch16_224"],
+            "backbone 'vit_tiny_patch16_224' is taken for a vision",
+        ),
         (["--ckpt_path=absent.ckpt"], "absent.ckpt"),
     ],
 )

@@ -212,7 +212,7 @@ def test_what_is_said_of_a_training_is_true(
         ({"recipe": "memory", "memory": 0}, "memory must be a number of vectors from 0 on, and from 1 on without"),
         ({"false_alarm_rate": 0}, r"false_alarm_rate must lie in \(0, 0.5\], got 0"),
         ({"calibrate": False, "false_alarm_rate": 0.1}, "memory and false_alarm_rate need calibrate=True"),
-        ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels, got 4 × 4"),
+        ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels and at least 32, got 4 × 4"),
         ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),
         ({"n_pseudo_classes": 0}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got 0"),
         ({"backbone": "resnet"}, "unknown backbone 'resnet'"),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model import GlobalContrastiveLoss, LocalContrastiveLoss
-from anomalib_ccl.model.local_loss import draw_in_class_positives, draw_negatives
+from anomalib_ccl.model.local_loss import Positives, draw_in_class_positives, draw_negatives
 from anomalib_ccl.model.matching import match_positions
 from anomalib_ccl.model.outputs import TrainingOutput
 from anomalib_ccl.model.total_loss import TotalLoss
@@ -151,13 +151,16 @@ def test_global_loss_agrees_with_pytorch_metric_learning(embeddings: Tensor, tem
     assert_same_value_and_gradient(GlobalContrastiveLoss(temperature)(embeddings, labels), expected, [embeddings])
 
 
+@pytest.mark.parametrize("positives", ["both", "view", "class"])
 @pytest.mark.parametrize("num_negatives", [1, 3])
 @pytest.mark.parametrize("labels", (LABELS | SILENT).values(), ids=(LABELS | SILENT).keys())
-def test_local_loss_is_the_formula_of_the_paper(labels: list[int], num_negatives: int) -> None:
+def test_local_loss_is_the_formula_of_the_paper(labels: list[int], num_negatives: int, positives: Positives) -> None:
     maps = random_maps(len(labels))
     torch.manual_seed(3)
-    actual = LocalContrastiveLoss(0.2, num_negatives)(*maps, torch.tensor(labels))
-    expected = slow_local(maps, labels, *drawn_with_seed(labels, num_negatives), 0.2)
+    actual = LocalContrastiveLoss(0.2, num_negatives, positives)(*maps, torch.tensor(labels))
+    negatives, in_class = drawn_with_seed(labels, num_negatives)
+    in_class_or_none = None if positives == "view" else in_class
+    expected = slow_local(maps, labels, negatives, in_class_or_none, 0.2, of_view=positives != "class")
     assert_same_value_and_gradient(actual, expected, [*maps[2], *maps[3]])
 
 
@@ -316,6 +319,8 @@ def test_losses_stay_finite_for_zero_features() -> None:
         (LocalContrastiveLoss, {"match_on": "features"}, "unknown match_on 'features'; choose one of teacher, proj"),
         (GlobalContrastiveLoss, {"form": "simclr"}, "unknown global loss 'simclr'; choose one of supcon, released"),
         (TotalLoss, {"losses": "official"}, "unknown losses 'official'; choose one of paper, released, single_view"),
+        (LocalContrastiveLoss, {"temperature": float("nan")}, "temperature must be greater than 0, got nan"),
+        (TotalLoss, {"global_weight": float("nan")}, "global_weight must not be negative, got nan; 0 switches"),
         (TotalLoss, {"local_weight": -1}, "local_weight must not be negative, got -1; 0 switches the loss off"),
     ],
 )

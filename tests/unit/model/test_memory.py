@@ -35,6 +35,12 @@ def test_patches_are_unit_vectors_of_each_scale_the_coarsest_averaged_position_b
     torch.testing.assert_close(patches[1, 11:], expected)
 
 
+@pytest.mark.parametrize("finest", [(15, 13), (8, 10), (4, 12), (3, 5)])
+def test_maps_that_are_no_multiples_of_the_middle_one_are_brought_to_its_grid(finest: tuple[int, int]) -> None:
+    maps = [torch.rand(1, 3, *finest), torch.rand(1, 4, 4, 6), torch.rand(1, 5, 2, 3)]
+    assert patches_of(maps).shape == (1, 12, 4, 6)
+
+
 def test_features_are_pooled_to_a_unit_vector_for_each_scale() -> None:
     maps = [torch.rand(3, 5, 8, 8), 100 * torch.rand(3, 7, 4, 4)]
     vectors = pooled_features([m.half() for m in maps])

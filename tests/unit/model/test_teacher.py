@@ -95,8 +95,13 @@ def test_weights_are_loaded_without_running_code_in_them(tmp_path: Path) -> None
     ("backbone", "message"),
     [
         ("wide_resnet52", r"unknown backbone 'wide_resnet52'; did you mean 'wide_resnet50_2'\?"),
-        ("vit_tiny_patch16_224", "'vit_tiny_patch16_224' is a vision transformer; choose a convolutional one"),
-        ("mixer_b16_224", "'mixer_b16_224' has no feature maps at strides 4, 8 and 16; choose a convolutional one"),
+        (
+            "vit_tiny_patch16_224",
+            "'vit_tiny_patch16_224' is taken for a vision transformer; choose a conv",
+        ),
+        ("mixer_b16_224", "'mixer_b16_224' gives no maps at strides 4, 8 and 16 for images of any size; choose a conv"),
+        ("swin_tiny_patch4_window7_224", "gives no maps at strides 4, 8 and 16 for images of any size"),
+        ("inception_v4", "gives no maps at strides 4, 8 and 16 for images of any size"),
     ],
 )
 def test_backbone_without_convolutional_feature_maps_is_refused(backbone: str, message: str) -> None:

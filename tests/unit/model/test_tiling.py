@@ -79,7 +79,7 @@ def test_what_is_no_grid_is_refused(tiles: Any) -> None:
 def test_images_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match=r"images of 449 × 640 pixels cannot be cut into tiles=\(2, 3\), each overl"):
         check_image_size((449, 640), 32, Tiling((2, 3)))
-    with pytest.raises(InputError, match="image_size must be multiples of 32 pixels, got 60 × 64"):
+    with pytest.raises(InputError, match="image_size must be multiples of 32 pixels and at least 32, got 60 × 64"):
         check_image_size(Tiling((2, 3)).image_size((60, 64)), 32, Tiling((2, 3)))
     check_image_size(None, 32, Tiling((2, 3)))
 

@@ -102,8 +102,12 @@ def test_dinomaly_warms_up_step_by_step_in_trainings_of_any_length() -> None:
         ({"backbone": "test_vit", "reconstruction": "dinomaly"}, "'test_vit' has 6 blocks; .* of 12, 24, 32"),
         ({"backbone": "vit_base_patch16_siglip_224", "reconstruction": "dinomaly"}, "has no class token"),
         (
+            {"backbone": "test_vit", "reconstruction": "vit", "image_size": (16, 16)},
+            "multiples of 16 pixels and at least 32, got 16 × 16",
+        ),
+        (
             {"backbone": "test_vit", "reconstruction": "vit", "image_size": (64, 72)},
-            "multiples of 16 pixels, got 64 × 72",
+            "multiples of 16 pixels and at least 32, got 64 × 72",
         ),
         (
             {"backbone": "test_vit", "reconstruction": "vit", "research": {"reconstruction_args": {"depth": 3}}},

@@ -99,12 +99,18 @@ def test_without_a_memory_an_image_is_scored_as_if_photographed_once_more() -> N
     assert model.calibration.levels.unique().tolist() == [1]
 
 
-@pytest.mark.parametrize("memory", [0, 12])
-def test_the_order_and_the_batches_of_the_images_do_not_matter(memory: int) -> None:
+@pytest.mark.parametrize(("memory", "tiles"), [(0, (1, 1)), (12, (1, 1)), (12, (1, 2))])
+def test_the_order_and_the_batches_of_the_images_do_not_matter(
+    memory: int, tiles: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tiles != (1, 1):  # a sample of 60 of the 320 patches of a class, which is the same too
+        channels = sum(m.shape[1] for m in network().network.encode(pictures()[:1])[0])
+        monkeypatch.setattr("anomalib_ccl.model.patches._SAMPLE_VALUES", 60 * channels)
     states = []
     for size in (1, 9):
-        model = network(memory=memory)
-        calibrate(model, passes(pictures(), size=size))
+        model = network(memory=memory, tiles=tiles)
+        width = model.tiling.image_size(SIZE)[1]
+        calibrate(model, passes(pictures().repeat(1, 1, 1, 2)[..., :width], size=size))
         states.append(state(model))
     torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)
 
@@ -150,11 +156,24 @@ def test_the_only_image_of_a_class_is_compared_with_itself() -> None:
     assert model.calibration.limits.isfinite().all()
 
 
+def test_no_map_is_magnified_without_bounds() -> None:
+    """Where all images of a class are one, its memory is at no distance from them."""
+    images = pictures()
+    images[LABELS == 1] = images[1].clone()
+    model = network(memory=12)
+    calibrate(model, passes(images))
+    levels = model.calibration.levels
+    assert (levels[:2] >= 0.0099 * levels[2]).all()
+
+
 def test_what_cannot_be_calibrated_is_refused_and_named() -> None:
     for value in (torch.nan, torch.inf):
         broken = pictures()
         broken[3] = value
         with pytest.raises(InputError, match=r"1 of the 9 normal images have a score of NaN or infinity, .* diverged"):
             calibrate(network(), passes(broken))
-    with pytest.raises(InputError, match="9 images and none of class 1"):
-        calibrate(network(), passes(pictures(), 2 * LABELS))
+        with pytest.raises(InputError, match=r"features of normal images are NaN or infinite; .* full precision"):
+            calibrate(network(memory=400), passes(broken))
+    for memory in (0, 12):
+        with pytest.raises(InputError, match=r"needs at least one image of each class, .* none of class 1"):
+            calibrate(network(memory=memory), passes(pictures(), 2 * LABELS))
