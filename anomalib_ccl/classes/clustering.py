@@ -98,7 +98,7 @@ def check_class_count(k: ClassCount, images: int | None = None) -> None:
     """
     if k == "auto":
         return
-    if not isinstance(k, int) or k < 1:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         msg = f"n_pseudo_classes must be 'auto' or a whole number from 1 on, got {k!r}"
         raise InputError(msg)
     if images is not None and k > images:

@@ -17,8 +17,9 @@ def class_names(samples: DataFrame, source: ClassLabels = "auto", category: str 
     Args:
         samples: One row per image with the columns ``image_path`` and, where the datamodule knows it, ``category``.
         source: Where the class comes from. ``"category"`` is what the datamodule tells: that column, or else
-            ``category``. ``"folder"`` is the first folder in which the paths of the images differ. ``"pseudo"`` is
-            to be found by clustering. ``"auto"`` is the category where the datamodule tells it, else pseudo.
+            ``category``. ``"folder"`` is the first folder in which the paths of the images differ, or the last that
+            they share. ``"pseudo"`` is to be found by clustering. ``"auto"`` is the category where the datamodule
+            tells it, else pseudo.
         category: The one category of all images, where the datamodule knows it.
 
     Returns:
@@ -37,7 +38,7 @@ def class_names(samples: DataFrame, source: ClassLabels = "auto", category: str 
     paths = samples["image_path"].astype(str)
     if source == "folder":
         root = os.path.commonpath([Path(path).parent for path in paths])
-        return {path: next(iter(Path(path).parent.relative_to(root).parts), "") for path in paths}
+        return {path: next(iter(Path(path).parent.relative_to(root).parts), Path(root).name) for path in paths}
     if source == "pseudo":
         return None
     if "category" in samples:

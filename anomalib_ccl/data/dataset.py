@@ -1,7 +1,7 @@
 """Several categories as one data set."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
@@ -110,6 +110,24 @@ def leave_out_unreadable(*datasets: MultiCategoryDataset) -> None:
                 logger.warning("Skipped image %s: %s", path, error.__cause__)
                 readable[path] = False
         dataset.samples = dataset.samples[paths.map(readable)]
+        dataset.name_empty_masks = False  # which are named by now
+
+
+def warn_about_test_sets(dataset: MultiCategoryDataset, categories: Iterable[str]) -> None:
+    """Say which figures a test on a data set cannot give."""
+    test = {name: dataset.samples[dataset.samples["category"] == name] for name in categories}
+    masked = {name: samples for name, samples in test.items() if samples["masked"].any()}
+    if masked and (maskless := [name for name, samples in test.items() if len(samples) and name not in masked]):
+        logger.warning("Pixel metrics leave out the categories without masks: %s", ", ".join(maskless))
+    for name, samples in masked.items():
+        without = samples[(samples["mask_path"].map(len) == 0) & (samples["label_index"] == LabelName.ABNORMAL)]
+        if len(without):
+            paths = ", ".join(without["image_path"][:20]) + (" and more" if len(without) > 20 else "")
+            msg = "Pixel metrics leave out %d defective images of %s that have no mask: %s"
+            logger.warning(msg, len(without), name, paths)
+    for label, kind in ((LabelName.NORMAL, "normal"), (LabelName.ABNORMAL, "defective")):
+        if one_sided := [name for name, samples in test.items() if not (samples["label_index"] == label).any()]:
+            logger.warning("No %s test images, so no AUROC of their own, in %s", kind, ", ".join(one_sided))
 
 
 def _masked(dataset: AnomalibDataset) -> pd.Series:

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from anomalib.data import AnomalibDataModule
@@ -25,6 +25,10 @@ from anomalib_ccl.errors import InputError
 logger = logging.getLogger(__name__)
 
 Dirs = str | Path | list[str | Path] | None
+#: Arguments of anomalib's ``Folder`` that name folders.
+DIRS = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir")
+#: Of images that are not read.
+OTHER_SUFFIXES = (".gif", ".jfif", ".jpe", ".jp2", ".heic", ".heif", ".avif", ".dng", ".exr", ".npy")
 
 
 class Sample(NamedTuple):
@@ -62,6 +66,8 @@ def read_layout(folder: Path, layout: Layout) -> pd.DataFrame:
     for name, split in layout.splits.items():
         for place in sorted(path for path in (folder / name).glob("[!.]*") if path.is_dir()):
             label = place.name
+            if label != layout.normal and label.lower() == layout.normal:
+                raise InputError(f"{place} would count as defective; rename it {layout.normal}, or otherwise")
             mask_place = folder / layout.masks.format(split=name, label=label)
             masks = {path: path.relative_to(mask_place) for path in images_in(mask_place)}
             images = {path: path.relative_to(place) for path in images_in(place) if path not in masks}
@@ -91,18 +97,20 @@ def read_folders(  # the arguments of anomalib's Folder
     extensions: Iterable[str] | None = None,
 ) -> pd.DataFrame:
     """Find the samples of a product whose folders are named in the configuration, as for anomalib's ``Folder``."""
-    suffixes = None if extensions is None else {suffix.lower() for suffix in extensions}
-
-    def find(folder: Path, base: Path) -> dict[Path, Path]:
-        found = [path for path in images_in(folder) if suffixes is None or path.suffix.lower() in suffixes]
-        return {path: path.relative_to(base) for path in found}
-
+    suffixes = tuple(suffix.lower() for suffix in listed(extensions)) or IMG_EXTENSIONS
     defective, masks = _folders(root, abnormal_dir), _folders(root, mask_dir)
+    mask_files = {path for folder in masks for path in images_in(folder, suffixes)}
+
+    def find(folder: Path, base: Path, *, masks: bool = False) -> dict[Path, Path]:
+        found = images_in(folder, suffixes)
+        return {path: path.relative_to(base) for path in found if (path in mask_files) == masks}
+
     if len(defective) == len(masks):  # each has its own
-        pairs = [(find(image, image), find(mask, mask), image) for image, mask in zip(defective, masks, strict=True)]
+        both = zip(defective, masks, strict=True)
+        pairs = [(find(image, image), find(mask, mask, masks=True), image) for image, mask in both]
     else:
         all_images = {k: v for folder in defective for k, v in find(folder, folder.parent).items()}
-        all_masks = {k: v for folder in masks for k, v in find(folder, folder).items()}
+        all_masks = {k: v for folder in masks for k, v in find(folder, folder, masks=True).items()}
         pairs = [(all_images, all_masks, root)]
     samples = []
     for images, of_images, folder in pairs:
@@ -117,15 +125,29 @@ def read_folders(  # the arguments of anomalib's Folder
     return _table(samples)
 
 
+def check_folders(arguments: Mapping[str, Any]) -> None:
+    """Check the folders and suffixes in the arguments of anomalib's ``Folder``."""
+    for key in DIRS:
+        for name in listed(arguments.get(key)):
+            if Path(name).is_absolute() or not Path(name).parts or ".." in Path(name).parts:
+                raise InputError(f"{key} '{name}' is no folder inside that of each category, such as good")
+    for suffix in listed(arguments.get("extensions")):
+        if suffix.lower() not in IMG_EXTENSIONS:
+            raise InputError(f"extension '{suffix}' is not one of images that are read: {', '.join(IMG_EXTENSIONS)}")
+
+
 def read_real_iad(folder: Path, table: Path) -> pd.DataFrame:
     """Find the samples of a category of Real-IAD in its JSON file; anomalib takes 20 times as long, 35 s for all."""
-    splits = json.loads(table.read_text(encoding="utf-8"))
     samples = []
-    for split in ("train", "test"):
-        for entry in splits.get(split, []):
-            mask = str(folder / entry["mask_path"]) if entry.get("mask_path") else ""
-            label = entry["anomaly_class"]
-            samples.append(Sample(str(folder / entry["image_path"]), label, int(label != "OK"), mask, split))
+    try:
+        splits = json.loads(table.read_text(encoding="utf-8"))
+        for split in ("train", "test"):
+            for entry in splits.get(split, []):
+                mask = str(folder / entry["mask_path"]) if entry.get("mask_path") else ""
+                label = entry["anomaly_class"]
+                samples.append(Sample(str(folder / entry["image_path"]), label, int(label != "OK"), mask, split))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{table} does not list images as Real-IAD does ({error!r}); get it anew") from error
     return _table(samples)
 
 
@@ -141,7 +163,7 @@ def read_by_anomalib(datamodule: AnomalibDataModule) -> pd.DataFrame:
     return samples.assign(mask_path=samples["mask_path"].fillna(""))
 
 
-def images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path, suffixes: tuple[str, ...] = IMG_EXTENSIONS) -> list[Path]:
     """Find the images in a folder and in those inside it, sorted; what links lead to is named by its place here."""
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -151,7 +173,7 @@ def images_in(folder: Path) -> list[Path]:
             continue
         # Hidden files are no images: macOS leaves a ``._1.png`` next to each ``1.png``.
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        names = [name for name in files if not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)]
+        names = [name for name in files if not name.startswith(".") and name.lower().endswith(suffixes)]
         found += [here / name for name in names]
     return sorted(found)
 
@@ -180,5 +202,10 @@ def _table(samples: list[Sample]) -> pd.DataFrame:
     return table.sort_values("image_path", ignore_index=True)
 
 
+def listed(values: Any) -> list[Any]:  # noqa: ANN401  # of any kind
+    """List one value, several or none."""
+    return [] if values is None else [values] if isinstance(values, str | Path) else list(values)
+
+
 def _folders(root: Path, dirs: Dirs) -> list[Path]:
-    return [] if dirs is None else [root / path for path in ([dirs] if isinstance(dirs, str | Path) else dirs)]
+    return [root / path for path in listed(dirs)]

@@ -81,15 +81,15 @@ def read_manta(folder: Path) -> pd.DataFrame:
 
 def _from_table(folder: Path) -> list[Sample]:
     table = folder.parent / _TABLE
-    lists = json.loads(table.read_text(encoding="utf-8"))
     files = []
     try:
+        lists = json.loads(table.read_text(encoding="utf-8"))
         for name, split in _SPLITS.items():
             for entry in lists[name][folder.name]:
                 path, mask = (entry[key] and str(folder.parent / entry[key]) for key in ("img_path", "mask_path"))
                 files.append(Sample(path, entry["specie_name"], int(entry["anomaly"]), mask, split.value))
-    except KeyError as error:
-        raise InputError(f"{table} has no {error} of {folder.name}; write it anew") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{table} does not list images of {folder.name} ({error!r}); write it anew") from error
     return files
 
 

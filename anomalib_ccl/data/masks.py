@@ -22,7 +22,7 @@ _BLACK_IN_JPEG = 16
 
 def read_masks(paths: Iterable[str | Path], image_path: str | Path, size: tuple[int, int]) -> Mask:
     """Read the masks of an image, brought to its size (H, W) and joined, as 0 and 1."""
-    return Mask(torch.from_numpy(reduce(np.maximum, [_fit(read_mask(path), image_path, size) for path in paths])))
+    return Mask(torch.from_numpy(reduce(np.maximum, [_fitted(path, image_path, size) for path in paths])))
 
 
 def read_mask(path: str | Path) -> NDArray:
@@ -52,12 +52,18 @@ def _defect(pixels: NDArray, *, lossy: bool) -> NDArray:
     raise InputError("its background is not known; draw the defects in white on black, or on a transparent layer")
 
 
-def _fit(defect: NDArray, image_path: str | Path, size: tuple[int, int]) -> NDArray:
+def _fitted(path: str | Path, image_path: str | Path, size: tuple[int, int]) -> NDArray:
     """Bring a mask to the size of its image, and turn it as that if its size shows that it was painted before."""
-    if defect.shape != size:
-        with Image.open(file_of(image_path)[0]) as image:
-            stored = image.size[::-1]
-        if stored != size and defect.shape[0] * stored[1] == defect.shape[1] * stored[0]:
-            defect = turn(defect, orientation_of(image_path))
-        defect = np.asarray(Image.fromarray(defect).resize(size[::-1], Image.Resampling.NEAREST))
-    return np.array(defect)
+    defect = read_mask(path)
+    if defect.shape == size:
+        return defect.copy()  # upright ones are views of others
+    both = defect, turn(defect, orientation_of(image_path))
+    defect = min(both, key=lambda mask: abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]))
+    (height, width), (rows, columns) = defect.shape, np.nonzero(defect)
+    if abs(height * size[1] - width * size[0]) > max(height + width, sum(size)):  # more than rounding makes
+        sizes = f"{width} × {height} pixels has other proportions than its image of {size[1]} × {size[0]}"
+        raise InputError(f"mask {path} of {sizes}")
+    fitted = np.array(Image.fromarray(defect).resize(size[::-1], Image.Resampling.NEAREST))
+    if not fitted.any():  # what is smaller than a pixel is not lost
+        fitted[rows * size[0] // height, columns * size[1] // width] = 1
+    return fitted

@@ -7,20 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from anomalib import TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import TestSplitMode, ValSplitMode
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from anomalib_ccl.data.dataset import MultiCategoryDataset, leave_out_unreadable
+from anomalib_ccl.data.dataset import MultiCategoryDataset, leave_out_unreadable, warn_about_test_sets
+from anomalib_ccl.data.layouts import listed
 from anomalib_ccl.data.reading import PixelRanges, find_ranges
 from anomalib_ccl.data.sampler import CategorySampler, one_kind_a_batch
 from anomalib_ccl.data.source import CategorySource, category_names
-from anomalib_ccl.data.splits import split_samples, tasks
+from anomalib_ccl.data.splits import check_roles, split_samples, tasks
 from anomalib_ccl.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,10 @@ class MultiCategory(AnomalibDataModule):
         augment = (train_augmentations, val_augmentations, test_augmentations, augmentations)
         # Without the splits, which are those of each category's own datamodule.
         super().__init__(train_batch_size, eval_batch_size, num_workers, *augment, seed=seed)
+        for name, least in {"train_batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int | np.integer) and value >= least) and (name, value) != ("seed", None):
+                raise InputError(f"{name} {value!r} is no whole number from {least} on")
         self.skip_corrupt = skip_corrupt
         self.max_epochs = max_epochs
         self.category_names: list[str] = []
@@ -135,10 +140,10 @@ class MultiCategory(AnomalibDataModule):
         if datasets is None:
             one = {"dataset": dataset, "root": root, "categories": categories, "dataset_args": dataset_args}
             entries: list[Any] = [one]
-        elif root is None and categories is None and dataset_args is None:
-            entries = [{"dataset": entry} if isinstance(entry, str) else entry for entry in datasets]
+        elif datasets and root is None and categories is None and dataset_args is None:
+            entries = [{"dataset": entry} if isinstance(entry, str) else entry for entry in listed(datasets)]
         else:
-            raise InputError("with datasets, put root, categories and dataset_args into its entries")
+            raise InputError("datasets names one or more, with root, categories and dataset_args in its entries")
         entries = [_plain(entry) for entry in entries]
         self._sources = [_source(entry, shared) for entry in entries]
         for source in self._sources:  # now, and not only when a run has made its folder
@@ -219,6 +224,7 @@ class MultiCategory(AnomalibDataModule):
             for category, name in names.items():
                 samples[name] = source.samples(category, check=not self.skip_corrupt)
                 datamodule_of[name] = source.build(category)
+        check_roles(samples)
         task = tasks(samples)
         split = {name: split_samples(datamodule_of[name], table, task[name]) for name, table in samples.items()}
         for subset in ("train", "test", "val"):
@@ -234,7 +240,7 @@ class MultiCategory(AnomalibDataModule):
             if lost := sorted(set(samples) - set(self.train_data.samples["category"])):
                 msg = f"cannot read any training image of {', '.join(lost)}; name the other categories in `categories`"
                 raise InputError(msg)
-        _warn_about_test_sets({name: parts["test"] for name, parts in split.items()})
+        warn_about_test_sets(self.test_data, self.category_names)
 
     def _subsets(self) -> list[MultiCategoryDataset]:
         """Those that there are."""
@@ -271,26 +277,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 def _source(entry: dict[str, Any], shared: dict[str, Any]) -> CategorySource:
     keys = ("dataset", "root", "categories", "dataset_args")
-    if "dataset" not in entry or not set(entry) <= set(keys):
+    if not isinstance(entry, dict) or "dataset" not in entry or not set(entry) <= set(keys):
         raise InputError(f"an entry of datasets has the keys {', '.join(keys)}, the first of them always; got {entry}")
-    arguments = {**shared, **_plain(entry.get("dataset_args") or {})}
-    return CategorySource(entry["dataset"], entry.get("root"), entry.get("categories"), arguments)
-
-
-def _warn_about_test_sets(test: dict[str, AnomalibDataset]) -> None:
-    """Say which figures the test cannot give."""
-    masked = {name: dataset.samples for name, dataset in test.items() if dataset.task == TaskType.SEGMENTATION}
-    if masked and (maskless := sorted(set(test) - set(masked))):
-        logger.warning("Pixel metrics leave out the categories without masks: %s", ", ".join(maskless))
-    for name, samples in sorted(masked.items()):
-        without = samples[(samples["mask_path"].map(len) == 0) & (samples["label_index"] == LabelName.ABNORMAL)]
-        if len(without):
-            paths = ", ".join(without["image_path"][:20]) + (" and more" if len(without) > 20 else "")
-            msg = "Pixel metrics leave out %d defective images of %s that have no mask: %s"
-            logger.warning(msg, len(without), name, paths)
-    for has, kind, way_out in (
-        ("has_normal", "normal", "; test_split_mode='from_dir' keeps those that the data set has"),
-        ("has_anomalous", "defective", ""),
-    ):
-        if one_sided := sorted(name for name, dataset in test.items() if not getattr(dataset, has)):
-            logger.warning("No %s test images, so no AUROC of their own, in %s%s", kind, ", ".join(one_sided), way_out)
+    own = _plain(entry.get("dataset_args") or {})
+    if not isinstance(own, dict):
+        raise InputError(f"dataset_args are names with values, such as {{normal_dir: good}}; got {own}")
+    return CategorySource(entry["dataset"], entry.get("root"), entry.get("categories"), {**shared, **own})

@@ -66,7 +66,9 @@ class _Names:
             parts = ["".join(words[start : start + length]) for start in range(len(words) - length + 1)]
             # Best at the beginning: 10_mask_2.png is of 10, also where there is an image 2.
             first = self._by_name.get(_plain(parts[0]), [])
-            images = first or [image for part in parts[1:] for image in self._by_name.get(_plain(part), [])]
+            # A number is not that of an image if another one begins the name.
+            others = [part for part in parts[1:] if not (part.isdigit() and words[0].isdigit())]
+            images = first or [image for part in others for image in self._by_name.get(_plain(part), [])]
             if images:
                 same_letters = [image for image in images if {image.stem, image.name}.intersection(parts)]
                 images = same_letters or images

@@ -10,13 +10,16 @@ folder, with the view in it: ``001.png/view1.png``. Nothing is written there: th
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tifffile import PLANARCONFIG, TiffFile
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype, to_image
 from tqdm.auto import tqdm
@@ -31,6 +34,7 @@ _WHITES = [2**bits - 1 for bits in (8, 10, 12, 14, 16, 32)]
 _TIFF = (".tif", ".tiff")
 _HIGH_BIT_DEPTH = (".png", ".pgm", ".ppm", *_TIFF)
 _EXIF_ORIENTATION = 0x0112
+_TIFF_BITS = 0x0102
 _UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {  # by EXIF orientation
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -123,6 +127,7 @@ def load(path: str | Path, *, alpha: bool = False) -> tuple[NDArray, int]:
     file, view = file_of(path)
     try:
         with Image.open(file) as image:
+            image.filename = ""  # else PIL maps TIFF files to memory, which scrambles those that it is to turn
             loses_bits = _loses_bits(image)  # asked first: the EXIF data of a PNG file come with all of it
             # PIL turns TIFF images by itself when it reads them.
             orientation = 1 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -149,7 +154,7 @@ def orientation_of(path: str | Path) -> int:
     try:
         with Image.open(file_of(path)[0]) as image:
             return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except OSError:
+    except Exception:  # PIL's decoders raise errors of many kinds
         return 1
 
 
@@ -161,7 +166,7 @@ def is_high_bit_depth(path: str | Path) -> bool:
     try:
         with Image.open(path) as image:
             return _has_high_bits(image) or _loses_bits(image)
-    except OSError:
+    except Exception:  # as above
         return path.lower().endswith(_TIFF)  # which PIL cannot read where they have several channels of floats
 
 
@@ -173,7 +178,7 @@ def find_ranges(paths: Iterable[str | Path]) -> tuple[PixelRanges, int]:
     for path in tqdm(files, "Finding the range of high-bit-depth images", disable=None if files else True):
         try:
             pixels = _three_channels(load(path)[0])
-        except (OSError, ValueError):
+        except Exception:  # as above
             continue  # reading it later says why
         if pixels.dtype != np.uint8 and np.isfinite(pixels).all():
             extremes = floats if pixels.dtype.kind == "f" else integers
@@ -196,9 +201,12 @@ def _float_range(values: list[float]) -> Range:
 def _load_channels(path: str) -> NDArray:
     """Read high-bit-depth pixels in several channels, which PIL cannot read, or in 8 bits only."""
     # imread refuses some letters in paths.
-    pixels = cv2.imdecode(np.frombuffer(Path(path).read_bytes() or b"\0", np.uint8), cv2.IMREAD_UNCHANGED)
+    data = Path(path).read_bytes() or b"\0"
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise OSError(f"cannot identify image file '{path}'")
+    if data[:2] in {b"II", b"MM"} and TiffFile(BytesIO(data)).pages.first.planarconfig == PLANARCONFIG.SEPARATE:
+        raise InputError("its channels lie in planes, which OpenCV reads wrong; write them pixel by pixel")
     return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]] if pixels.shape[2:] in {(3,), (4,)} else pixels  # from BGR
 
 
@@ -209,8 +217,10 @@ def _has_high_bits(image: Image.Image) -> bool:
 
 def _loses_bits(image: Image.Image) -> bool:
     """Whether PIL would make 8 bits of 16, which it does where there are several channels."""
-    raw = "".join(str(tile.args) for tile in image.tile)  # type: ignore[attr-defined]
-    return not _has_high_bits(image) and ";16" in raw
+    raw: Any = image.tile[0].args if image.tile else ""  # type: ignore[attr-defined]
+    in_ppm = image.format == "PPM" and isinstance(raw, tuple) and raw[1] > 255
+    in_tiff = max(getattr(image, "tag_v2", {}).get(_TIFF_BITS, (8,))) > 8
+    return not _has_high_bits(image) and (in_ppm or in_tiff or ";16" in str(raw))
 
 
 def _three_channels(pixels: NDArray) -> NDArray:

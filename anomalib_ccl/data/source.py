@@ -7,12 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from anomalib.data import AnomalibDataModule, Folder, MVTecAD
 from anomalib.data.datamodules import image as image_datamodules
+from anomalib.data.errors import MisMatchError
 from anomalib.data.utils import LabelName, Split
 
 from anomalib_ccl.data import layouts
@@ -22,6 +24,8 @@ from anomalib_ccl.names import nearest
 
 logger = logging.getLogger(__name__)
 
+# Arguments of anomalib's datamodules that would have no effect, or are set here.
+_REFUSED = {"name", "root", "category", "train_batch_size", "eval_batch_size", "num_workers", "normal_split_ratio"}
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".xz"}  # what a download that was cut short leaves behind
 
 
@@ -44,21 +48,23 @@ class CategorySource:
         self,
         dataset: str,
         root: str | Path | None = None,
-        categories: Iterable[str] | None = None,
+        categories: str | Iterable[str] | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         datamodules = joinable_datamodules()
         if dataset not in datamodules:
             raise InputError(f"dataset '{dataset}' is unknown; {_choice(dataset, datamodules, 'there are')}")
         self.dataset = dataset
-        self.categories = sorted({str(category) for category in categories or ()})
+        self.categories = sorted({str(category) for category in layouts.listed(categories)})
         self._datamodule_class = datamodules[dataset]
         self._layout = layouts.LAYOUTS.get(dataset, layouts.Layout())
         self._arguments = dict(arguments or {})
-        accepted = set(inspect.signature(self._datamodule_class).parameters) - {"name", "root", "category"}
+        own = set(inspect.signature(self._datamodule_class).parameters) - _REFUSED
+        accepted = {name for name in own if not name.endswith("augmentations")}
         if refused := sorted(set(self._arguments) - accepted):
             raise InputError(f"{dataset} does not take {', '.join(refused)}; it takes {', '.join(sorted(accepted))}")
-        if dataset == "Folder" and (root is None or "normal_dir" not in self._arguments):
+        layouts.check_folders(self._arguments)
+        if dataset == "Folder" and (root is None or not self._arguments.get("normal_dir")):
             msg = (
                 "Folder needs the root that holds the folders of the categories, and in dataset_args the "
                 "normal_dir inside each, for example root: ./products, dataset_args: {normal_dir: good}"
@@ -118,6 +124,12 @@ class CategorySource:
         if not found:
             raise self._nothing_found()
         self._check(found)
+        if not self.categories and self.dataset != "Kaputt":
+            for place in sorted({self._folder(name).parent for name in found}):
+                for folder in sorted(path for path in place.glob("[!.]*/") if path.name not in found):
+                    if images := layouts.images_in(folder):
+                        marks = " or ".join(self._marks())
+                        logger.warning("Left out %d images in %s, which has no folder %s", len(images), folder, marks)
         return self.categories or found
 
     def samples(self, category: str, *, check: bool = True) -> pd.DataFrame:
@@ -126,8 +138,11 @@ class CategorySource:
         way_out = "repair its folder, or name the other categories in `categories`"
         try:
             samples = self._read(category)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, MisMatchError) as error:
             raise InputError(f"{what} cannot be set up: {error}; {way_out}") from error
+        others = [] if self.dataset == "Kaputt" else layouts.images_in(self._folder(category), layouts.OTHER_SUFFIXES)
+        if others:
+            logger.warning("Left out %d files of kinds that are not read, such as %s", len(others), others[0])
         defective = (samples["split"] == Split.TRAIN.value) & (samples["label_index"] == LabelName.ABNORMAL)
         if defective.any():
             first = samples["image_path"][defective].iloc[0]
@@ -152,7 +167,7 @@ class CategorySource:
             raise InputError(f"{self.dataset} refuses its arguments: {error}") from error
         for name in ("test_split_ratio", "val_split_ratio"):
             if (ratio := arguments.get(name)) is not None:  # anomalib takes 0.5 for 0
-                if not 0 <= ratio < 1:
+                if not (isinstance(ratio, int | float) and 0 <= ratio < 1):
                     raise InputError(f"{name} {ratio} is not a part of the images; take 0 or more, and less than 1")
                 setattr(datamodule, name, float(ratio))
         return datamodule
@@ -160,7 +175,7 @@ class CategorySource:
     def _read(self, category: str) -> pd.DataFrame:
         folder = self._folder(category)
         if self.dataset == "Folder":
-            names = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir", "extensions")
+            names = (*layouts.DIRS, "extensions")
             return layouts.read_folders(folder, **{key: self._arguments.get(key) for key in names})
         if self.dataset == "RealIAD":
             return layouts.read_real_iad(folder, self.root / str(self._prototype.json_path).format(category=category))
@@ -192,8 +207,7 @@ class CategorySource:
     def _marks(self) -> list[str]:
         """What may lie in the folder of a category; the first is what should."""
         if self.dataset == "Folder":
-            dirs = (self._arguments.get(key) or [] for key in ("normal_dir", "abnormal_dir"))
-            return [str(name) for d in dirs for name in ([d] if isinstance(d, str | Path) else d)]
+            return [escape(str(d)) for key in layouts.DIRS[:2] for d in layouts.listed(self._arguments.get(key))]
         # anomalib's split makes folders for all twelve categories of VisA, even where the raw data hold fewer.
         special = {"RealIAD": ["*"], "MANTA": ["train"], "Visa": ["*/*/*"]}
         return special.get(self.dataset, list(self._layout.splits))

@@ -41,6 +41,17 @@ def tasks(samples: Mapping[str, pd.DataFrame]) -> dict[str, TaskType]:
     return found
 
 
+def check_roles(samples: Mapping[str, pd.DataFrame]) -> None:
+    """Check that each image is in one split of one category."""
+    roles: dict[str, str] = {}
+    for name, table in samples.items():
+        for path, split in zip(table["image_path"], table["split"], strict=True):
+            role = f"the {split} images of {name}"
+            if path in roles:
+                raise InputError(f"image {path} is among {roles[path]} and again among {role}; leave it out of one")
+            roles[path] = role
+
+
 def split_samples(datamodule: AnomalibDataModule, samples: pd.DataFrame, task: TaskType) -> dict[str, AnomalibDataset]:
     """Split the samples of a category as its datamodule does, into ``train``, ``test`` and perhaps ``val``."""
     if "synthetic" in {datamodule.test_split_mode, datamodule.val_split_mode}:

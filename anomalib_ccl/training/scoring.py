@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from anomalib.data import ImageBatch, PredictDataset
+from anomalib.data import ImageBatch, ImageItem, PredictDataset
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -68,7 +67,8 @@ class Scoring(_Base):
         loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
         ranges, paths = self.pixel_ranges, batch.image_path or []
         if ranges is not None and isinstance(loader.dataset, PredictDataset) and any(map(_is_misread, paths)):
-            images = torch.stack([read_image(path, ranges) for path in paths]).to(self.device)
+            items = [ImageItem(image=read_image(path, ranges)) for path in paths]
+            images = ImageBatch.collate(items).image.to(self.device)  # type: ignore[attr-defined]  # of one size
             transform = getattr(self.pre_processor, "transform", None)
             batch.image = images if transform is None else transform(images)
         return self.validation_step(batch, batch_idx)

@@ -14,6 +14,7 @@ from anomalib.data import PredictDataset
 from anomalib.engine import Engine
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from anomalib_ccl import CCL, CCLInferencer
 from anomalib_ccl.errors import InputError
@@ -67,10 +68,14 @@ def test_files_get_the_scores_that_the_engine_gives_them(
     Image.fromarray(retina[..., 1].astype(np.uint16) * 257).save(folder / "2.png")
     Image.fromarray((retina[..., 1] / 255).astype(np.float32)).save(folder / "3.tif")
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
-    for batch in engine.predict(CCL.load_from_checkpoint(trained_ccl), dataset=PredictDataset(folder)):
+    model, dataset = CCL.load_from_checkpoint(trained_ccl), PredictDataset(folder)
+    for batch in engine.predict(model, dataset=dataset):
         path = Path(batch.image_path[0])
         scores = [inferencer.predict(frame).pred_score.item() for frame in (path, Image.open(path))]
         assert scores == pytest.approx([batch.pred_score.item()] * 2, abs=1e-3), path.name
+    Image.fromarray(retina[::2]).save(folder / "4.png")
+    loader = DataLoader(PredictDataset(folder), batch_size=5, collate_fn=dataset.collate_fn)
+    assert len(engine.predict(model, dataloaders=loader)[0]) == 5  # of two sizes
 
 
 def test_threads_copies_and_pickles_give_the_answers_of_one_thread(inferencer: CCLInferencer, products: Path) -> None:

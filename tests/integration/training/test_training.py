@@ -215,6 +215,7 @@ def test_what_is_said_of_a_training_is_true(
         ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels and at least 32, got 4 × 4"),
         ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),
         ({"n_pseudo_classes": 0}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got 0"),
+        ({"n_pseudo_classes": True}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got True"),
         ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
     ],
 )

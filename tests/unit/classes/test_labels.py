@@ -25,8 +25,8 @@ def test_folder_is_the_first_one_in_which_the_paths_differ() -> None:
 
 
 @pytest.mark.parametrize("paths", [PATHS[:2], PATHS[:1]])
-def test_images_in_one_folder_are_of_one_class(paths: list[str]) -> None:
-    assert set(class_names(DataFrame({"image_path": paths}), "folder").values()) == {""}
+def test_images_in_one_folder_are_of_a_class_of_its_name(paths: list[str]) -> None:
+    assert set(class_names(DataFrame({"image_path": paths}), "folder").values()) == {"good"}
 
 
 @pytest.mark.parametrize("source", ["auto", "category"])

@@ -1,5 +1,6 @@
 """Which pixels of a mask are defective, in files of every kind."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -84,6 +85,30 @@ def test_mask_is_brought_to_the_size_of_its_image(tmp_path):
     grey(np.uint8(9)).save(tmp_path / "image.png")
     found = read_masks([tmp_path / "large.png"], tmp_path / "image.png", DEFECT.shape)
     assert torch.equal(found, torch.from_numpy(DEFECT).byte())
+
+
+def test_defect_smaller_than_a_pixel_is_kept(tmp_path):
+    pixels = np.zeros((320, 480), np.uint8)
+    pixels[97, 71] = 1
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    grey(np.uint8(9)).save(tmp_path / "image.png")
+    found = read_masks([tmp_path / "large.png"], tmp_path / "image.png", DEFECT.shape)
+    assert found.nonzero().tolist() == [[9, 7]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((11, 16), True), ((213, 319), True), ((32, 32), False), ((48, 32), False)]
+)
+def test_mask_of_other_proportions_than_its_image_is_refused(tmp_path, shape, fits):
+    Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / "mask.png")
+    cv2.imwrite(str(tmp_path / "image.tif"), np.zeros((*DEFECT.shape, 3), np.float32))
+    if fits:
+        assert read_masks([tmp_path / "mask.png"], tmp_path / "image.tif", DEFECT.shape).all()
+    else:
+        with pytest.raises(
+            InputError, match=f"mask .*mask.png of {shape[1]} × {shape[0]} pixels has other proportions than its"
+        ):
+            read_masks([tmp_path / "mask.png"], tmp_path / "image.tif", DEFECT.shape)
 
 
 def test_mask_of_an_image_that_is_turned_is_turned_if_its_size_says_so(tmp_path):

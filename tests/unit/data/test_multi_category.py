@@ -43,6 +43,7 @@ def test_categories_that_are_named_are_used_alone_and_sorted(two_categories, mak
     make_category(two_categories, "zipper")
     (two_categories / "licence").mkdir()
     assert joined("MVTecAD", two_categories).category_names == ["bottle", "cable", "zipper"]
+    assert joined("MVTecAD", two_categories, categories="zipper").category_names == ["zipper"]
     some = joined("MVTecAD", two_categories, categories=["zipper", "bottle"])
     assert some.category_names == ["bottle", "zipper"]
     assert set(some.train_data.samples.category) == {"bottle", "zipper"}

@@ -7,6 +7,8 @@ from layouts import FOLDER_ARGUMENTS, LAYOUTS, joined, make_tree
 from anomalib_ccl.data import MultiCategory
 from anomalib_ccl.errors import InputError
 
+FOLDER = {"dataset": "Folder", "root": "."}
+
 
 def fail(*args: object) -> None:
     raise ConnectionError("no route to host")
@@ -26,7 +28,26 @@ def fail(*args: object) -> None:
             {"datasets": [{"dataset": "MVTecAD", "category": "x"}]},
             r"entry of datasets has the keys dataset, .*'category'",
         ),
-        ({"datasets": ["MVTecAD"], "root": "."}, "put root, categories and dataset_args into its entries"),
+        ({"datasets": ["MVTecAD"], "root": "."}, "with root, categories and dataset_args in its entries"),
+        ({"datasets": []}, "datasets names one or more"),
+        ({"datasets": [3]}, r"entry of datasets has the keys dataset, .*got 3"),
+        ({"datasets": "MVTec"}, r"dataset 'MVTec' is unknown; did you mean MVTecAD"),
+        ({"dataset_args": ["good"]}, r"dataset_args are names with values, .*; got \['good'\]"),
+        ({"dataset_args": {"num_workers": 1}}, r"MVTecAD does not take num_workers; it takes seed, test_split_mode"),
+        ({"test_split_ratio": "half"}, r"test_split_ratio half is not a part of the images"),
+        ({"train_batch_size": 0}, "train_batch_size 0 is no whole number from 1 on"),
+        ({"seed": -1}, "seed -1 is no whole number from 0 on"),
+        *[
+            ({**FOLDER, "dataset_args": {**FOLDER_ARGUMENTS, key: value}}, message)
+            for key, value, message in (
+                ("normal_dir", "", "normal_dir '' is no folder inside that of each category, such as good"),
+                ("normal_dir", ["good", "."], "normal_dir '.' is no folder"),
+                ("abnormal_dir", "../bad", "abnormal_dir '../bad' is no folder"),
+                ("mask_dir", "/masks", "mask_dir '/masks' is no folder"),
+                ("extensions", [".png", "jpg"], r"extension 'jpg' is not one of images that are read: \.jpg, \.jpeg"),
+                ("extensions", ".gif", "extension '.gif' is not one"),
+            )
+        ],
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_read(arguments, message):
@@ -98,6 +119,13 @@ def test_unreadable_files_are_skipped_with_a_warning_where_asked_for(two_categor
         assert seen == present - {f"{two_categories}/bottle/{name}" for name in skipped}
 
 
+def test_unreadable_test_images_count_for_no_figure(two_categories, caplog):
+    for path in two_categories.glob("cable/test/good/*"):
+        path.write_text("no image")
+    joined("MVTecAD", two_categories, skip_corrupt=True, test_split_mode="from_dir")
+    assert caplog.messages[-1] == "No normal test images, so no AUROC of their own, in cable"
+
+
 def test_category_without_a_readable_training_image_is_refused(two_categories):
     for path in two_categories.glob("cable/train/good/*"):
         path.write_text("no image")
@@ -109,6 +137,9 @@ def test_category_that_is_in_two_entries_and_a_failed_download_are_named(two_cat
     twice = {"dataset": "MVTecAD", "root": two_categories}
     with pytest.raises(InputError, match="category 'MVTecAD/bottle' is in two entries"):
         MultiCategory(datasets=[twice, twice]).setup()
+    of_images = r"image .*/000.png is among the test images of MVTecAD/bottle and again among .* of MPDD/bottle"
+    with pytest.raises(InputError, match=of_images):
+        MultiCategory(datasets=[twice, {**twice, "dataset": "MPDD"}]).setup()
     monkeypatch.setattr("anomalib.data.datamodules.image.mvtecad.download_and_extract", fail)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"MVTecAD is not complete under .*empty .*no route to host"):

@@ -47,7 +47,7 @@ def test_names_of_every_kind_are_understood(mask_of):
     assert paired(list(mask_of), masks[::-1]) == {image: of_image for image, of_image in mask_of.items() if of_image}
 
 
-@pytest.mark.parametrize("mask", ["3_mask.png", "100.png", "parts_mask.png", "lot9/1_mask.png"])
+@pytest.mark.parametrize("mask", ["3_mask.png", "3_mask_1.png", "100.png", "parts_mask.png", "lot9/1_mask.png"])
 def test_mask_that_fits_no_image_is_named(mask):
     images = ["1.png", "10.png", "part.png", "lot1/1.png"] if "/" not in mask else ["lot1/1.png"]
     with pytest.raises(InputError, match=f"mask ground_truth/bad/{mask} fits no image in test/bad: .*rename or remove"):

@@ -3,11 +3,19 @@
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from anomalib.data.utils import read_image as anomalib_read_image
 from PIL import Image, ImageOps
 
-from anomalib_ccl.data.reading import find_ranges, is_high_bit_depth, read_image, to_rgb
+from anomalib_ccl.data.reading import (
+    PixelRanges,
+    find_ranges,
+    is_high_bit_depth,
+    orientation_of,
+    read_image,
+    to_rgb,
+)
 from anomalib_ccl.errors import InputError
 
 GREY = np.arange(0, 256, 4, dtype=np.uint8).reshape(4, 16)
@@ -61,14 +69,13 @@ def test_grey_of_16_bits_is_scaled_by_the_range_of_the_camera(tmp_path, bits, su
     torch.testing.assert_close(read_image(path, ranges), GREY_TENSOR / GREY_TENSOR.max(), atol=1 / white, rtol=0)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tiff"])
-@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize(("suffix", "alpha"), [(".png", 0), (".png", 1), (".tiff", 0), (".tiff", 1), (".ppm", 0)])
 def test_colour_of_16_bits_is_scaled_by_the_range_of_the_camera(tmp_path, suffix, alpha):
     pixels = COLOUR.astype(np.uint16) * 16
     pixels = np.dstack([pixels, pixels[..., :1]]) if alpha else pixels
     path = written(tmp_path / f"image{suffix}", pixels)
-    ranges, _ = find_ranges([path])
-    assert ranges.integers == (0, 4095)
+    ranges, deep = find_ranges([path])
+    assert (ranges.integers, deep) == ((0, 4095), 1)
     torch.testing.assert_close(read_image(path, ranges), COLOUR_TENSOR * 255 * 16 / 4095)
 
 
@@ -86,17 +93,17 @@ def test_floats_are_scaled_by_their_range(tmp_path, pixels, low, high):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff", "grey.tiff", "deep.tiff", "deep.png"])
 def test_images_are_turned_as_their_exif_data_tell(tmp_path, orientation, suffix):
-    image = Image.fromarray(cv2.resize(COLOUR, (48, 16)))
+    kinds = {"g": GREY, "d": GREY.astype(np.uint16) * 257}
+    image = Image.fromarray(cv2.resize(kinds.get(suffix[0], COLOUR), (48, 16)))
     exif = image.getexif()
     exif[0x0112] = orientation
-    image.save(tmp_path / f"image{suffix}", exif=exif)
-    with Image.open(tmp_path / f"image{suffix}") as stored:
-        expected = np.asarray(ImageOps.exif_transpose(stored)) / 255
-    torch.testing.assert_close(
-        read_image(tmp_path / f"image{suffix}"), torch.from_numpy(expected).float().permute(2, 0, 1)
-    )
+    path = tmp_path / f"image{suffix}"
+    image.save(path, exif=exif)
+    with path.open("rb") as file, Image.open(file) as stored:  # of a path, PIL reads turned grey TIFF files wrong
+        expected = to_rgb(np.asarray(ImageOps.exif_transpose(stored)))
+    torch.testing.assert_close(read_image(path), torch.from_numpy(expected).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("frame", [GREY, GREY[..., None], COLOUR, np.dstack([COLOUR, GREY]), Image.fromarray(GREY)])
@@ -135,3 +142,25 @@ def test_file_that_cannot_be_read_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=f"cannot read image {path}: "):
         read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"P6\n20 2x\n255\n123", b"P6\n60000 60000\n255\n"])
+def test_head_that_cannot_be_read_stops_nothing_before_the_image_is_named(tmp_path, content):
+    path = tmp_path / "image.ppm"
+    path.write_bytes(content)
+    assert (is_high_bit_depth(path), orientation_of(path)) == (False, 1)
+    assert find_ranges([path]) == (PixelRanges(), 0)
+    with pytest.raises(InputError, match=f"cannot read image {path}: "):
+        read_image(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_channels_in_planes_are_read_right_or_refused(tmp_path, dtype):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, COLOUR.transpose(2, 0, 1).astype(dtype), photometric="rgb", planarconfig="separate")
+    if dtype == np.uint8:
+        torch.testing.assert_close(read_image(path), COLOUR_TENSOR)
+    else:
+        assert is_high_bit_depth(path)
+        with pytest.raises(InputError, match=f"cannot read image {path}: its channels lie in planes"):
+            read_image(path)

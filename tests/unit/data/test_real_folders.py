@@ -215,6 +215,61 @@ def test_folders_of_several_defects_find_their_masks(tmp_path):
         assert [path.replace("part/", "part/masks/") for path in masks["image_path"]] == masks["mask_path"].tolist()
 
 
+def test_masks_inside_the_folder_of_their_images_are_no_images(tmp_path):
+    write_images(tmp_path / "part/good", 4)
+    write_images(tmp_path / "part/bad", 2)
+    write_images(tmp_path / "part/bad/masks", 2, mode="L")
+    datamodule = joined("Folder", tmp_path, dataset_args={**FOLDER_ARGUMENTS, "mask_dir": "bad/masks"})
+    assert len(datamodule.val_data.samples) + len(datamodule.test_data.samples) == 3  # with one from the training
+    assert set(masks_by_image(datamodule, "part").values()) <= {0, 16, 20}
+
+
+@pytest.mark.parametrize("arguments", [{"normal_test_dir": "good"}, {"abnormal_dir": ["bad", "good/lot"]}])
+def test_image_of_two_roles_is_refused(tmp_path, arguments):
+    make_tree("Folder", tmp_path)
+    write_images(tmp_path / "left door/good/lot", 1)
+    message = "image .*/left door/good/.*.png is among the .* images of left door and again among the"
+    with pytest.raises(InputError, match=message):
+        joined("Folder", tmp_path, dataset_args={"normal_dir": "good", "abnormal_dir": "bad", **arguments})
+
+
+def test_name_of_a_folder_is_no_pattern(tmp_path):
+    for name in ("good [1]", "good 1"):
+        write_images(tmp_path / name / name, 4)
+    assert joined("Folder", tmp_path, dataset_args={"normal_dir": "good [1]"}).category_names == ["good [1]"]
+
+
+def test_products_and_files_that_are_not_read_are_pointed_out(two_categories, caplog):
+    (two_categories / "cable/train").rename(two_categories / "cable/Train")
+    (two_categories / "cable/test").rename(two_categories / "cable/Test")
+    for number in range(2):
+        Image.new("L", (8, 8)).save(two_categories / f"bottle/train/good/{number}.gif")
+    joined("MVTecAD", two_categories)
+    assert f"Left out 10 images in {two_categories}/cable, which has no folder train or test" in caplog.text
+    assert (
+        f"Left out 2 files of kinds that are not read, such as {two_categories}/bottle/train/good/0.gif" in caplog.text
+    )
+
+
+def test_folder_of_normal_images_in_other_letters_is_not_one_of_defects(two_categories):
+    (two_categories / "cable/test/good").rename(two_categories / "cable/test/Good")
+    with pytest.raises(InputError, match="cable/test/Good would count as defective; rename it good, or otherwise"):
+        joined("MVTecAD", two_categories)
+
+
+def test_what_is_missing_in_public_data_sets_is_named(tmp_path):
+    make_tree("MVTecAD2", tmp_path / "ad2")
+    (tmp_path / "ad2/can/test_public/ground_truth/bad/001_mask.png").unlink()
+    with pytest.raises(InputError, match=r"category 'can' of MVTecAD2 in \S+can cannot be set up: "):
+        joined("MVTecAD2", tmp_path / "ad2")
+    make_tree("RealIAD", tmp_path / "iad")
+    table = tmp_path / "iad/realiad_jsons/realiad_jsons/pcb.json"
+    for content in ("[]", "{", '{"train": [{}]}'):
+        table.write_text(content)
+        with pytest.raises(InputError, match=f"{table} does not list images as Real-IAD does"):
+            joined("RealIAD", tmp_path / "iad")
+
+
 def to_16_bits(paths, factor):
     for path in paths:
         pixels = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * factor
@@ -253,9 +308,10 @@ def test_synthetic_defects_of_images_that_anomalib_reads_wrong_are_refused(two_c
         joined("MVTecAD", two_categories, **{argument: "synthetic"})
 
 
-def test_defective_image_whose_mask_is_empty_is_named(two_categories, caplog):
+@pytest.mark.parametrize("skip_corrupt", [False, True])
+def test_defective_image_whose_mask_is_empty_is_named_once(two_categories, caplog, skip_corrupt):
     mask = two_categories / "cable/ground_truth/bad/001_mask.png"
     Image.new("L", (32, 32)).save(mask)
     image = two_categories / "cable/test/bad/001.png"
-    list(joined("MVTecAD", two_categories).test_dataloader())
+    list(joined("MVTecAD", two_categories, skip_corrupt=skip_corrupt).test_dataloader())
     assert caplog.messages == [f"The mask {mask} of the defective image {image} is empty"]
