@@ -8,7 +8,6 @@ blur continues a map with its edge pixel, anomalib's, which is ours, with its mi
 maximum lies there differ by up to 5e-3.
 """
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def read_authors(path: str | Path) -> dict[str, Tensor] | None:
     try:
         with torch.serialization.safe_globals(_NUMBERS):  # type: ignore[arg-type]  # pairs of a type and its name too
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # what a file that is no checkpoint makes torch raise is of many kinds
         msg = (
             f"{path} is not there, is no checkpoint, or holds other things than weights, plain data and numbers; if "
             "you trust it, save what is under its key 'net' to a file of its own"
@@ -134,5 +133,6 @@ def _write_theirs(source: str | Path, target: str | Path, backbone: str) -> str:
             f"{settings.skip}; theirs are of {backbone!r}, 'standard' or 'light', and have no skip connection"
         )
         raise InputError(msg)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"net": weights}, target)
     return f"{target}: {len(weights)} tensors under 'net'; calibration and classes have no place there."

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
 
+from anomalib_ccl import __version__
 from anomalib_ccl.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
             _take_layout(arguments, parser.parse_args(words, defaults=False)[given.subcommand])
             arguments.data = _made(arguments.data)
         COMMANDS[given.subcommand].run(**vars(arguments))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -50,7 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parser(chosen: str) -> ArgumentParser:
     """Make the parser; only the chosen command gets its arguments, which may need anomalib."""
-    parser = ArgumentParser(prog="anomalib-ccl", description="What CCL does beyond anomalib's own commands.")
+    description = "What CCL does beyond anomalib's own commands."
+    parser = ArgumentParser(prog="anomalib-ccl", description=description, version=__version__)
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         part = ArgumentParser(description=command.description)
@@ -149,16 +152,14 @@ def _insight(ckpt_path: Path, data: "MultiCategory", reconstruction: str | None,
 def _add_sample(parser: ArgumentParser) -> None:
     """Add the arguments of :func:`_sample`."""
     parser.add_argument("root", type=Path, help="folder to make the data set in")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the crops and the defects")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the crops and the defects")
 
 
 def _sample(root: Path, seed: int) -> None:
     """Make the sample data set."""
-    from anomalib_ccl.data.sample import make_sample_dataset
+    from anomalib_ccl.data.sample import make_sample_dataset, next_command
 
-    made = make_sample_dataset(root, seed=seed)
-    print(f"{made} is ready. Train on it with")
-    print(f"  anomalib train --model CCL --data MultiCategory --data.root {made}")
+    print(next_command(make_sample_dataset(root, seed=seed)))
 
 
 def _add_authors(parser: ArgumentParser) -> None:
@@ -177,6 +178,8 @@ def _authors(source: Path, target: Path, backbone: str) -> None:
 
 def _add_model_and_data(parser: ArgumentParser, kind: type, required: bool) -> None:
     """Add the arguments that give a checkpoint and a datamodule of a kind."""
+    import anomalib_ccl.data  # noqa: F401  # so that MultiCategory is known by its name
+
     parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of a calibrated CCL model")
     text = "MultiCategory, or a YAML file as for `anomalib train --data`"
     parser.add_subclass_arguments(kind, "data", required=required, instantiate=False, help=text)

@@ -214,6 +214,8 @@ def main() -> None:
     if arguments.job:
         train_and_test(*arguments.job[:1], arguments.root, *arguments.job[1:], arguments)
         return
+    if not any(arguments.root.glob("*/train")):
+        parser.error(f"{arguments.root} has no products in MVTec AD's layout, with a folder train in each")
     arguments.output.mkdir(parents=True, exist_ok=True)
     jobs: list[tuple[str, str | None, int]] = []
     for seed in [] if arguments.table else arguments.seeds:
@@ -222,20 +224,24 @@ def main() -> None:
             jobs += [(name.removesuffix("-each"), p, seed) for p in (products if name.endswith("-each") else [None])]
     missing = [job for job in jobs if not (arguments.output / f"{job_name(*job)}.csv").exists()]
 
-    def run(job: tuple[str, str | None, int]) -> None:
+    def run(job: tuple[str, str | None, int]) -> bool:
         log = arguments.output / f"{job_name(*job)}.log"
         with log.open("w") as file:
             code = subprocess.run(
                 [*sys.orig_argv, "--job", json.dumps(job)], stdout=file, stderr=file, check=False
             ).returncode
         print(f"{job_name(*job)}: {'done' if code == 0 else f'failed, see {log}'}", flush=True)
+        return code == 0
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(run, missing))
+        succeeded = all(list(pool.map(run, missing)))
     halves = {name: products.split(",") for name, _, products in (text.partition("=") for text in arguments.half)}
     found = table(arguments.output, halves)
+    if found.empty:
+        sys.exit(f"There are no figures in {arguments.output} yet.")
     found.replace(np.nan, "").to_csv(arguments.output / "table.csv", index=False)
     print(found.to_string(index=False))
+    sys.exit(not succeeded)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class PixelAutoencoder(ReconstructionNetwork):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     root, epochs = sys.argv[1:]
     # By its class path, so in a module that Python finds; on the command line --model.reconstruction does the same.
     model = CCL(reconstruction="own_network.PixelAutoencoder")

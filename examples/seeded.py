@@ -11,5 +11,7 @@ from anomalib.cli.cli import main
 from lightning import seed_everything
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or not sys.argv[1].isdigit():
+        sys.exit(__doc__)
     seed_everything(int(sys.argv.pop(1)), workers=True)
     main()

@@ -4,7 +4,7 @@ import sys
 
 from jsonargparse import auto_cli
 
-from anomalib_ccl.data.sample import make_sample_dataset
+from anomalib_ccl.data.sample import make_sample_dataset, next_command
 from anomalib_ccl.errors import InputError
 
 if __name__ == "__main__":
@@ -12,5 +12,4 @@ if __name__ == "__main__":
         root = auto_cli(make_sample_dataset, prog="python -m anomalib_ccl.data")
     except InputError as error:
         sys.exit(f"error: {error}")
-    print(f"{root} is ready. Train on it with")
-    print(f"  anomalib train --model CCL --data MultiCategory --data.root {root}")
+    print(next_command(root))

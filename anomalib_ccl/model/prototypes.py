@@ -13,7 +13,7 @@ _ONE_SIGMA = NormalDist().cdf(1)
 _NOVELTY_SIGMAS = 4.0
 # Large defects change an image, too, but do not bring it near another product. Each product of realad left out once,
 # pooled features of the teacher: with and without this, of its images 97 and 98 % are called unknown; of good images of
-# the known products 0.6 and 0.7 %, of their defective ones 4 and 16 %.
+# the known products 0.6 and 0.7 %, of their defective ones 4 and 16 % (stored features, once).
 _NOVELTY_SHARE = 0.25
 # Identical training images all lie on their prototype; an angle of 8° is no other product even then.
 _MIN_NOVELTY_DISTANCE = 0.01

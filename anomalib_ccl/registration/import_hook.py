@@ -47,13 +47,15 @@ def report(error: Exception) -> None:
     _reported.add(cause)
     import warnings  # noqa: PLC0415  # not loaded at the start of an interpreter
 
-    warnings.warn(
+    message = (
         f"anomalib-ccl could not register itself with anomalib, which goes on without it. Cause: {cause}. "
         "`python -c 'from anomalib_ccl import CCL, MultiCategory'` shows where it happened; "
-        f"{DISABLE_VARIABLE}=1 switches the plug-in off.",
-        RuntimeWarning,
-        stacklevel=2,
+        f"{DISABLE_VARIABLE}=1 switches the plug-in off."
     )
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:  # where warnings are errors, anomalib goes on all the same
+        print(message, file=sys.stderr)
 
 
 class RegistryLoader(Loader):
@@ -146,6 +148,6 @@ def install() -> None:
         return
     finder = RegistryFinder()
     sys.meta_path.insert(0, finder)
-    for name in REGISTRIES:
+    for name in (*REGISTRIES, MODEL):
         if name in sys.modules:
             finder.loaded(sys.modules[name])

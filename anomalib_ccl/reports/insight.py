@@ -72,9 +72,9 @@ def insight(model: InsightModel, datamodule: MultiCategory, output: Path) -> Non
     Raises:
         InputError: If the model is not calibrated, or was trained on none of the categories.
     """
+    output.mkdir(parents=True, exist_ok=True)
     scores = collect_scores(model, datamodule)
     figures = calibration_figures(scores)
-    output.mkdir(parents=True, exist_ok=True)
     figures.to_csv(output / "calibration.csv", index=False)
     pictures = {
         "embedding": embedding_picture(scores.images, scores.embeddings, scores.prototypes, scores.classes),

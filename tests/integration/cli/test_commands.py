@@ -1,5 +1,6 @@
 """``anomalib-ccl``: each of its commands, as typed, and how it ends where the input is to blame."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -53,6 +54,10 @@ def test_each_command_explains_its_arguments(command, ccl):
     output = ccl(command, "--help")
     assert "usage: anomalib-ccl" in output
     assert not re.search(r"^ +--\w+ \S+$\n +\(", output, re.MULTILINE)  # an option without a word of explanation
+
+
+def test_the_version_is_that_of_the_package(ccl):
+    assert importlib.metadata.version("anomalib-ccl") in ccl("--version")
 
 
 def test_limits_are_printed_and_set(ccl, checkpoint):
@@ -121,7 +126,8 @@ def test_insight_leaves_a_table_and_three_pictures(ccl, checkpoint, sample_root,
 
 def test_the_sample_is_ready_for_the_command_that_is_printed(ccl, tmp_path):
     output = ccl("sample", "data", "--seed=1")
-    assert output.splitlines()[-1] == "  anomalib train --model CCL --data MultiCategory --data.root data"
+    fastest = "--model.recipe memory --model.backbone tf_efficientnet_lite0 --data MultiCategory --data.root data"
+    assert output.splitlines()[-1] == f"  anomalib train --model CCL {fastest}"
     assert len(list((tmp_path / "data").glob("*/train/good"))) == 6
     assert "data" in ccl("sample", "data", code=1)
 
@@ -139,6 +145,11 @@ def test_the_sample_is_ready_for_the_command_that_is_printed(ccl, tmp_path):
         (["recalibrate", "--ckpt_path={checkpoint}", *DATA, "--add", "--data.root=absent"], 1, "there is no folder"),
         (["recalibrate", "--ckpt_path={checkpoint}", *DATA, "--add", "--data.dataset=MVTec"], 1, "'MVTec' is unknown"),
         (["authors", "absent.pth", "out.ckpt"], 1, "absent.pth"),
+        (["authors", __file__, "out.ckpt"], 1, "is no checkpoint"),
+        (["sample", f"{__file__}/data"], 1, "Not a directory"),
+        (["sample", __file__], 1, "is there and does not hold the sample data set"),
+        (["insight", "--ckpt_path={checkpoint}", *DATA, f"--output={__file__}"], 1, "File exists"),
+        (["sample", "data", "--seed=-1"], 2, "seed"),
         (["limits"], 2, "file"),
         (["limts", "a.ckpt"], 2, "limts"),
         (["insight", "--ckpt_path={checkpoint}", "--data=MultiCategry"], 2, "MultiCategry"),

@@ -189,10 +189,11 @@ def test_trainers_get_nothing_if_switched_off(run_fresh):
     """)
 
 
-def test_broken_report_gives_one_warning_and_no_callback_to_all_trainers(run_fresh):
-    errors = run_fresh("""
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_broken_report_gives_one_warning_and_no_callback_to_all_trainers(run_fresh, action):
+    errors = run_fresh(f"""
         import sys, warnings
-        warnings.simplefilter("always")
+        warnings.filterwarnings("{action}", category=RuntimeWarning)
         sys.modules["anomalib_ccl.reports.report"] = None
         import anomalib.data
         from anomalib_ccl.registration.registry import callbacks
