@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anomalib_ccl.model.normalized_activation import NormalizedActivation
 from anomalib_ccl.names import check_choice
@@ -49,6 +50,15 @@ def projection_layer(channels: int, kind: Projection = "standard") -> nn.Module:
         # The second keeps the names that the weights have had in checkpoints.
         layers += [NormalizedActivation(), nn.Identity()]
     return nn.Sequential(*layers)
+
+
+def added_at_unit_scale(features: Tensor, projected: Tensor) -> Tensor:
+    """Add features to their projections, at one mean and one deviation for each image.
+
+    The backbones' own scales, 6 to 7 in ``tf_efficientnet_lite0``, would drown projections and noise, of about 1.
+    """
+    # The projections first: the sum has their layout, in which the convolutions that follow are faster.
+    return projected + F.layer_norm(features, features.shape[1:])
 
 
 def disturbed(projected: Tensor) -> Tensor:

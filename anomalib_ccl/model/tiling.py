@@ -178,6 +178,18 @@ class Tiling:
         return score(torch.cat(self.cut(maps))).unflatten(0, (self.count, -1)).amax(dim=0)
 
 
+def check_divisible(images: Tensor, stride: int, tiling: Tiling) -> None:
+    """Refuse images, or tiles, whose sides are no multiples of a network's stride."""
+    height, width = images.shape[-2:]
+    if height % stride or width % stride:
+        what = "images" if tiling.count == 1 else "tiles"
+        msg = (
+            f"{what} of {height} × {width} pixels do not fit the network: height and width must be multiples of "
+            f"{stride}. Let the pre-processor resize them."
+        )
+        raise InputError(msg)
+
+
 def _step(length: int) -> int:
     return length - length // _SHARED
 

@@ -6,17 +6,16 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.calibration import ClassCalibration
 from anomalib_ccl.model.memory import ClassMemory
 from anomalib_ccl.model.outputs import Look, Prediction, TrainingOutput, embedding_of
 from anomalib_ccl.model.patches import patches_of, pooled_features
-from anomalib_ccl.model.projection import Projection, disturbed, projection_layer
+from anomalib_ccl.model.projection import Projection, added_at_unit_scale, disturbed, projection_layer
 from anomalib_ccl.model.reconstruction.choice import make_network
 from anomalib_ccl.model.refined_map import refined_map
-from anomalib_ccl.model.tiling import Tiling
+from anomalib_ccl.model.tiling import Tiling, check_divisible
 from anomalib_ccl.names import check_choice
 
 AnomalyMap = Literal["paper", "refined"]
@@ -230,7 +229,7 @@ class CCLModel(nn.Module):
         Raises:
             InputError: If the height or width of the images is not a multiple of the network's stride.
         """
-        self._check_size(images)
+        check_divisible(images, self.network.stride, self.tiling)
         targets, all_inputs = self._encode(images, view, encoded)
         inputs, view_inputs = _views(all_inputs, len(images))
         projected, view_projected = _views(self._project(all_inputs), len(images))
@@ -252,7 +251,7 @@ class CCLModel(nn.Module):
 
     def _look(self, images: Tensor) -> Look:
         """See what is in images or tiles."""
-        self._check_size(images)
+        check_divisible(images, self.network.stride, self.tiling)
         targets, inputs = self.network.encode(images)
         return self.see(targets, inputs, (images.shape[-2], images.shape[-1]))
 
@@ -261,16 +260,6 @@ class CCLModel(nn.Module):
         if look.reconstruction is not None:
             return look.reconstruction
         return images.new_zeros(len(images), 1, *_size(images, self.tiling))
-
-    def _check_size(self, images: Tensor) -> None:
-        height, width = images.shape[-2:]
-        if height % self.network.stride or width % self.network.stride:
-            what = "images" if self.tiling.count == 1 else "tiles"
-            msg = (
-                f"{what} of {height} × {width} pixels do not fit the network: height and width must be multiples of "
-                f"{self.network.stride}. Let the pre-processor resize them."
-            )
-            raise InputError(msg)
 
     def _encode(
         self, images: Tensor, view: Tensor | None, encoded: tuple[list[Tensor], list[Tensor]] | None
@@ -294,12 +283,8 @@ class CCLModel(nn.Module):
         """Add the inputs to their projections, at unit scale, if that is asked for."""
         if not self.skip:
             return projected
-        # One mean and one deviation for each image and scale: the backbones' own scales, 6 to 7 in
-        # tf_efficientnet_lite0, would drown the projections and the noise, of about 1.
         scales = len(self.projections)
-        pairs = zip(inputs[:scales], projected[:scales], strict=True)
-        # The projections first: the sum has their layout, in which the convolutions that follow are faster.
-        return [*(p + F.layer_norm(x, x.shape[1:]) for x, p in pairs), *projected[scales:]]
+        return [*map(added_at_unit_scale, inputs[:scales], projected[:scales]), *projected[scales:]]
 
     def _add_noise(self, projected: list[Tensor]) -> list[Tensor]:
         """Now and then disturb the projections, so that the bottleneck denoises."""
