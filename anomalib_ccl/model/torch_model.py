@@ -90,8 +90,10 @@ class CCLModel(nn.Module):
         if anomaly_map not in get_args(AnomalyMap):
             msg = f"unknown anomaly_map {anomaly_map!r}; choose one of {', '.join(get_args(AnomalyMap))}"
             raise InputError(msg)
-        if memory < 0 or (memory == 0 and not reconstructs):
-            msg = f"memory must be a number of vectors from 0 on, and from 1 on without a reconstruction; got {memory}"
+        if not isinstance(memory, int) or memory < 0 or (memory == 0 and not reconstructs):
+            msg = (
+                f"memory must be a number of vectors from 0 on, and from 1 on without a reconstruction; got {memory!r}"
+            )
             raise InputError(msg)
         self.noise_probability = noise_probability
         self.skip = skip
