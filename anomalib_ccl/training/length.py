@@ -56,10 +56,23 @@ def check_training(trainer: Trainer) -> None:
                 "train without it"
             )
             raise InputError(msg)
-    # The Trainer that anomalib's Engine keeps; Lightning would return at once.
-    if trainer.ckpt_path is None and trainer.fit_loop.epoch_progress.current.completed and trainer.fit_loop.done:
+
+
+def refuse_untrained(trainer: Trainer) -> None:
+    """Refuse a training that has ended before its first step: a Trainer, or a checkpoint, that is at its end already.
+
+    anomalib's Engine keeps its Trainer, and Lightning returns at once where nothing is left to train.
+    """
+    done = f"{trainer.current_epoch} epochs ({trainer.global_step} steps)"
+    limit = "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
+    if trainer.ckpt_path is None:
         msg = (
-            f"this Trainer has finished its training of {trainer.current_epoch} epochs, so another one would end at "
-            "once; make a new Engine for it, or raise trainer.fit_loop.max_epochs to train on"
+            f"this Trainer has finished its training of {done}, so another one ended at once; make a new Engine for "
+            f"it, or raise {limit} to train on"
         )
-        raise InputError(msg)
+    else:
+        msg = (
+            f"{trainer.ckpt_path} has {done} behind it, so nothing is left to train; raise {limit}, or complete it as "
+            "it is with `anomalib-ccl recalibrate`"
+        )
+    raise InputError(msg)
