@@ -91,9 +91,7 @@ class CCLModel(nn.Module):
             msg = f"unknown anomaly_map {anomaly_map!r}; choose one of {', '.join(get_args(AnomalyMap))}"
             raise InputError(msg)
         if not isinstance(memory, int) or memory < 0 or (memory == 0 and not reconstructs):
-            msg = (
-                f"memory must be a number of vectors from 0 on, and from 1 on without a reconstruction; got {memory!r}"
-            )
+            msg = f"memory must be a number of vectors from 0 on, from 1 on without a reconstruction; got {memory!r}"
             raise InputError(msg)
         self.noise_probability = noise_probability
         self.skip = skip

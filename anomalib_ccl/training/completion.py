@@ -44,8 +44,8 @@ class Completion(Callback):
     """
 
     def __init__(self) -> None:
-        self._calibrated_at: _Moment | None = None
-        self._saved_at: _Moment | None = None
+        self._calibrated_at: tuple[int, int] | None = None
+        self._saved_at: tuple[int, int] | None = None
         self._left_incomplete = False  # a checkpoint that would have been replaced
         self._replaced_of: int | None = None  # the epoch in which what ModelCheckpoints save now will be replaced
 
@@ -145,32 +145,20 @@ class Completion(Callback):
         saved = [x._last_checkpoint_saved for x in callbacks if x._last_global_step_saved == trainer.global_step]
         if saved and self._saved_at == _moment(trainer):
             return saved[0]
-        path = _free_name(callbacks[0], trainer)
-        trainer.save_checkpoint(path)
-        callbacks[0].best_model_path = callbacks[0].best_model_path or path
-        return path
+        last = ModelCheckpoint(callbacks[0].dirpath, ModelCheckpoint.CHECKPOINT_NAME_LAST)
+        last._save_topk_checkpoint(trainer, moment)
+        callbacks[0].best_model_path = callbacks[0].best_model_path or last.best_model_path
+        return last.best_model_path
 
 
-# What tells the weights of two moments apart: optimizer steps and batches, of which each moves the running statistics.
-_Moment = tuple[int, int]
-
-
-def _moment(trainer: Trainer) -> _Moment:
+def _moment(trainer: Trainer) -> tuple[int, int]:
+    """What tells weights apart: optimizer steps, and batches, of which each moves the running statistics."""
     return trainer.global_step, trainer.fit_loop.total_batch_idx
 
 
 def _epoch(trainer: Trainer) -> int:
     """The epochs that have begun, which rises before any callback hears of the next one."""
     return trainer.fit_loop.epoch_progress.current.ready
-
-
-def _free_name(callback: ModelCheckpoint, trainer: Trainer) -> str:
-    """The name that a ModelCheckpoint gives to its last checkpoint, or the next one that no file has."""
-    path, version = callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST), callback.STARTING_VERSION
-    while callback.file_exists(path, trainer):
-        path = callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST, ver=version)
-        version += 1
-    return path
 
 
 def _reset(pl_module: Any) -> None:  # noqa: ANN401

@@ -59,20 +59,13 @@ def check_training(trainer: Trainer) -> None:
 
 
 def refuse_untrained(trainer: Trainer) -> None:
-    """Refuse a training that has ended before its first step: a Trainer, or a checkpoint, that is at its end already.
-
-    anomalib's Engine keeps its Trainer, and Lightning returns at once where nothing is left to train.
-    """
-    done = f"{trainer.current_epoch} epochs ({trainer.global_step} steps)"
+    """Refuse a training that ended before its first step, as one by the Trainer that anomalib's Engine keeps does."""
+    source, way = "this Trainer", "make a new Engine for another training"
+    if trainer.ckpt_path is not None:
+        source, way = str(trainer.ckpt_path), "complete it as it is with `anomalib-ccl recalibrate`"
     limit = "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
-    if trainer.ckpt_path is None:
-        msg = (
-            f"this Trainer has finished its training of {done}, so another one ended at once; make a new Engine for "
-            f"it, or raise {limit} to train on"
-        )
-    else:
-        msg = (
-            f"{trainer.ckpt_path} has {done} behind it, so nothing is left to train; raise {limit}, or complete it as "
-            "it is with `anomalib-ccl recalibrate`"
-        )
+    msg = (
+        f"{source} has finished its training of {trainer.current_epoch} epochs ({trainer.global_step} steps), so "
+        f"nothing is left to train; raise {limit}, or {way}"
+    )
     raise InputError(msg)

@@ -79,9 +79,7 @@ def given_research(research: "Research | Mapping[str, Any] | None") -> dict[str,
     for name, value in values.items():
         if name not in names:
             near = nearest(name, names)
-            msg = f"research has no setting {name!r}; " + (
-                f"did you mean {near!r}?" if near else f"it has {', '.join(names)}"
-            )
+            msg = f"research has no setting {name!r}; " + (f"did you mean {near!r}?" if near else f"it has {[*names]}")
             raise InputError(msg)
         kind, words = _KINDS.get(names[name], (object, ""))
         if value is not None and not isinstance(value, kind):
@@ -110,16 +108,11 @@ def chosen(recipe: str, given: Mapping[str, Any]) -> tuple[Research, int]:
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
     """Give the settings that change what a network computes, as they take effect; the others are about its training."""
     settings, _ = chosen(values["recipe"], values["research"])
-    noise = settings.noise_probability
-    if noise is None:
-        noise = network_class(values["reconstruction"]).recipe.noise_probability
-    return {
-        "projection": settings.projection,
-        "skip": settings.skip,
-        "noise_probability": noise,
-        "anomaly_map": settings.anomaly_map,
-        "reconstruction_args": settings.reconstruction_args or {},
-    }
+    names = ("projection", "skip", "noise_probability", "anomaly_map", "reconstruction_args")
+    found = {name: getattr(settings, name) for name in names}
+    if found["noise_probability"] is None:
+        found["noise_probability"] = network_class(values["reconstruction"]).recipe.noise_probability
+    return found
 
 
 def network_of(values: Mapping[str, Any]) -> CCLModel:

@@ -86,7 +86,7 @@ def test_the_checkpoint_that_a_training_began_with_can_be_compared_with_it(
 def test_a_checkpoint_with_nothing_left_to_train_is_refused(
     length: dict[str, int], limit: str, checkpoint: Path, sample_root: Path, tmp_path: Path
 ) -> None:
-    message = rf"{checkpoint} has 2 epochs \(6 steps\) behind it, .* raise {limit}, or .* `anomalib-ccl recalibrate`"
+    message = rf"{checkpoint} has finished its training of 2 epochs \(6 steps\), .* raise {limit}, or .* recalibrate`"
     with pytest.raises(InputError, match=message):
         engine(tmp_path, limit_val_batches=0, **length).fit(ccl(), data(sample_root, BEFORE), ckpt_path=checkpoint)
 

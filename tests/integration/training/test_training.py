@@ -175,7 +175,7 @@ def test_a_second_training_of_an_engine_is_refused_or_goes_on(sample_root: Path,
     for limit in ("max_steps", "max_epochs"):
         run, first, second = engine(tmp_path / limit, **{limit: 1}, limit_val_batches=0), ccl(), ccl()
         run.fit(first, datamodule=data(sample_root))
-        message = rf"has finished its training of 1 epochs .* make a new Engine for it, or raise {limit} to train on"
+        message = rf"has finished its training of 1 epochs .* raise {limit}, or make a new Engine for another training"
         with pytest.raises(InputError, match=message):
             run.fit(second, datamodule=others)
         assert not second.model.calibration.is_calibrated
@@ -242,7 +242,7 @@ def test_what_is_said_of_a_training_is_true(
         ({"research": {"reconstruction_args": 3}}, "research.reconstruction_args must be arguments by their names"),
         ({"research": "x"}, "research must be settings by their names, such as {'local_weight': 0}, got 'x'"),
         ({"recipe": "best"}, "unknown recipe 'best'; choose one of paper, recommended, memory"),
-        ({"recipe": "memory", "memory": 0}, "memory must be a number of vectors from 0 on, and from 1 on without"),
+        ({"recipe": "memory", "memory": 0}, "memory must be a number of vectors from 0 on, from 1 on without"),
         ({"memory": 1.5}, "memory must be a number of vectors from 0 on, .* got 1.5"),
         ({"false_alarm_rate": "0.1"}, r"false_alarm_rate must lie in \(0, 0.5\], got '0.1'"),
         ({"false_alarm_rate": 0}, r"false_alarm_rate must lie in \(0, 0.5\], got 0"),
