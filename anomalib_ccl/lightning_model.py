@@ -68,9 +68,9 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         class_labels: Where the class of a training image comes from: "category" (the datamodule knows it),
             "folder" (the first folder in which the image paths differ), "pseudo" (clusters of the teacher's
             features, found before the first epoch), or "auto" (the category where the datamodule knows it, else
-            pseudo).
+            pseudo); the checkpoint's, else "auto".
         n_pseudo_classes: Number of pseudo-classes, at most that of the training images, or "auto": 1 to 50, by
-            the silhouette of the clusters.
+            the silhouette of the clusters; the checkpoint's, else "auto".
         false_alarm_rate: Share of normal images of each class that may be called anomalous, in (0, 0.5]; sets the
             threshold from the normal training images alone; the checkpoint's, else 0.01. Another one needs no training.
         tiles: Rows and columns of tiles that large images are cut into, each of image_size and overlapping the next by
@@ -111,8 +111,8 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         image_size: tuple[int, int] | None = None,
         recipe: RecipeName | None = None,
         memory: int | None = None,
-        class_labels: ClassLabels = "auto",
-        n_pseudo_classes: ClassCount = "auto",
+        class_labels: ClassLabels | None = None,
+        n_pseudo_classes: ClassCount | None = None,
         false_alarm_rate: float | None = None,
         tiles: tuple[int, int] | None = None,
         reconstruction: str | None = None,
@@ -126,7 +126,8 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name in checkpoints.ARCHITECTURE}
+        names = (*checkpoints.ARCHITECTURE, *checkpoints.CLASSES)
+        given = {name: value for name, value in locals().items() if name in names}
         given |= {"research": given_research(research), "false_alarm_rate": false_alarm_rate}
         components = (pre_processor, post_processor, evaluator, visualizer)
         given |= {name: c for name, c in zip(checkpoints.COMPONENTS, components, strict=True) if c is not True}
@@ -139,6 +140,7 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         reconstruction = reconstruction or "reverse_distillation"
         backbone = backbone or default_backbone(reconstruction)
         calibrate, tiles = calibrate is not False, given.get("tiles", (1, 1))
+        class_labels, n_pseudo_classes = given.get("class_labels", "auto"), given.get("n_pseudo_classes", "auto")
         false_alarm_rate = 0.01 if false_alarm_rate is None else false_alarm_rate
         if not calibrate and (memory or "false_alarm_rate" in given):
             msg = "memory and false_alarm_rate need calibrate=True, which finds the memory and the limit of each class"
@@ -190,7 +192,7 @@ class CCL(Learning, Scoring, Restorable, CCLExport, AnomalibModule):
         """
         check_trainer(self.trainer, self.dtype)  # type: ignore[arg-type]  # Lightning's alias of torch.dtype
         anomalibs = super().configure_callbacks()
-        own: list[Callback] = [EpochSeed(), TrainingNews(), Completion()]
+        own: list[Callback] = [EpochSeed(), Completion(), TrainingNews()]
         if self.feature_cache is not None:
             own.append(self.feature_cache)
         # The report before the post-processor, which cuts scores off, takes the place of the one that guests get.

@@ -88,7 +88,10 @@ def recalibrate(
     calibration, known = model.model.calibration, model.class_names
     completes = model.calibrate and not (datamodule is None or add or model.classes.pseudo_labels)
     if not (calibration.is_calibrated or completes):
-        msg = f"{ckpt_path} is not calibrated, so it knows no products; train the model to its end with calibrate=True"
+        way = "resume its training with `anomalib fit --ckpt_path`"
+        if not model.calibrate:
+            way = "it was trained with calibrate=False, so train one without that"
+        msg = f"{ckpt_path} is not calibrated, so it knows no products; {way}"
         raise InputError(msg)
 
     products: list[Product] = []

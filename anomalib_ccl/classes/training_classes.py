@@ -102,25 +102,10 @@ class TrainingClasses:
 
     def state_dict(self) -> dict[str, Any]:
         """Give the names, and the pseudo-classes that a resumed training must have again, as plain data."""
-        return {"names": self.names, "pseudo_labels": self.pseudo_labels, "n_pseudo_classes": self._n_pseudo_classes}
+        return {"names": self.names, "pseudo_labels": self.pseudo_labels}
 
-    def load_state_dict(self, state: dict[str, Any], resumes: bool = False) -> None:
-        """Take what :meth:`state_dict` gave.
-
-        Args:
-            state: The names and the pseudo-classes.
-            resumes: Whether a training goes on from it.
-
-        Raises:
-            InputError: If a training that goes on asks for another number of pseudo-classes.
-        """
-        before = state["n_pseudo_classes"]
-        if resumes and state["pseudo_labels"] and before != self._n_pseudo_classes:
-            msg = (
-                f"n_pseudo_classes is {self._n_pseudo_classes!r}, but the training that goes on began with {before!r}; "
-                "give that, or begin a new training"
-            )
-            raise InputError(msg)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
         self.names, self.pseudo_labels = state["names"], state["pseudo_labels"]
 
     def _known(self, samples: DataFrame, trainer: Any) -> dict[str, str] | None:  # noqa: ANN401

@@ -14,12 +14,13 @@ from torch import nn
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.reconstruction.choice import is_loaded
-from anomalib_ccl.training.options import ARCHITECTURE as RESEARCH_ARCHITECTURE
+from anomalib_ccl.training.options import architecture
 
 COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
 # What a user gives of these must be what a checkpoint was trained with: of other layers, sizes or maps its weights load
 # or do not, and its limits are not those of the scores. All else is about how a network is trained, or looks on.
 ARCHITECTURE = ("recipe", "reconstruction", "backbone", "image_size", "tiles", "memory", "calibrate")
+CLASSES = ("class_labels", "n_pseudo_classes")  # which a training that goes on must find again
 _PRE_PROCESSOR = "anomalib_pre_processor_config"
 _POST_PROCESSOR = "anomalib_post_processor_config"
 _ENABLED = "anomalib_components_enabled"
@@ -59,14 +60,16 @@ def check_model(checkpoint: Any, source: str | Path) -> None:  # noqa: ANN401  #
 
 def plain(name: str, value: Any) -> Any:  # noqa: ANN401
     """Give an argument as a checkpoint has it: sequences are tuples, whatever a configuration gave."""
-    return tuple(int(x) for x in value) if name in ("image_size", "tiles") and isinstance(value, Sequence) else value
+    if name == "image_size" and (not isinstance(value, Sequence) or [type(n) for n in value] != [int, int]):
+        msg = f"image_size must be two whole numbers, the height and the width in pixels, got {value!r}"
+        raise InputError(msg)
+    return tuple(value) if name in ("image_size", "tiles") and isinstance(value, Sequence) else value
 
 
-def check_given(given: Mapping[str, Any], saved: Mapping[str, Any], source: str | Path) -> None:
-    """Refuse arguments that make another model of a checkpoint's weights, and code that it alone names."""
-    research, trained = given["research"], saved["research"]
-    pairs = [(name, given[name], saved[name]) for name in ARCHITECTURE if name in given]
-    pairs += [(name, research[name], trained.get(name)) for name in RESEARCH_ARCHITECTURE if name in research]
+def check_given(given: Mapping[str, Any], saved: Mapping[str, Any], source: str | Path, goes_on: bool = False) -> None:
+    """Refuse arguments that make another model or training of a checkpoint's weights, and code that it alone names."""
+    names = [*ARCHITECTURE, *(CLASSES if goes_on else ())]
+    pairs = [(name, given[name], saved[name]) for name in names if name in given]
     for name, asked, known in pairs:
         if plain(name, asked) != plain(name, known):
             _refuse(f"{name}={asked!r}", f"{name}={known!r}", source)
@@ -77,6 +80,11 @@ def check_given(given: Mapping[str, Any], saved: Mapping[str, Any], source: str 
             f"file says so: give reconstruction={network!r} yourself if you trust it"
         )
         raise InputError(msg)
+    trained = architecture(saved)
+    asked = architecture({**saved, "research": {**saved["research"], **given["research"]}})
+    for name in trained:
+        if asked[name] != trained[name]:
+            _refuse(f"{name}={asked[name]!r}", f"{name}={trained[name]!r}", source)
 
 
 def prepare_components(model: Any, checkpoint: dict[str, Any], source: str | Path) -> None:  # noqa: ANN401

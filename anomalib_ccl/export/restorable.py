@@ -11,6 +11,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import Self
 
@@ -48,7 +49,7 @@ class Restorable(_Base):
     calibrate: bool
     pixel_ranges: PixelRanges | None
     given: dict[str, Any]  # arguments of the user's, of those that a checkpoint could contradict
-    _began_with: str | None = None
+    _began_with: tuple[Trainer | None, str] | None = None
 
     def setup(self, stage: str) -> None:
         """Have a datamodule read its images as those of the training, unless it is a training."""
@@ -96,11 +97,12 @@ class Restorable(_Base):
         # A Trainer on a processor could not restore the tensors of a GPU.
         checkpoint.update(move_data_to_device(dict(checkpoint), torch.device("cpu")))
 
-    def on_validation_end(self) -> None:
-        """Complete what users save after a validation: this comes after all callbacks, ModelCheckpoints among them."""
-        super().on_validation_end()
+    def on_validation_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Complete what users save from now on: this comes after all callbacks, ModelCheckpoints among them."""
         for completion in self._completion():
             completion.let_others_save()
+
+    on_train_batch_end = on_validation_end
 
     def _completion(self) -> list[Completion]:
         """The callback that calibrates, while there is a training."""
@@ -112,20 +114,23 @@ class Restorable(_Base):
         trainer = self._trainer
         source = str(trainer.ckpt_path) if trainer is not None and trainer.ckpt_path else "the checkpoint"
         fitting = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        if not fitting and source == self._began_with:
+        began, self._began_with = self._began_with, (trainer, source) if fitting else None
+        if trainer is not None and trainer.state.fn == TrainerFn.TESTING and began == (trainer, source):
             # anomalib's Engine.train tests the checkpoint that the training began with, not what it has trained.
             logger.info("Tested is the model as it is trained now, not %s, with which the training began.", source)
             checkpoint.update(state_dict=self.state_dict(), callbacks={})
             return
         checkpoints.check_model(checkpoint, source)
         saved = checkpoint["hyper_parameters"]
-        checkpoints.check_given(self.given, saved, source)
+        checkpoints.check_given(self.given, saved, source, goes_on=fitting)
         self._become(saved)
         checkpoints.prepare_components(self, checkpoint, source)
         super().on_load_checkpoint(checkpoint)
         rate = self.given.get("false_alarm_rate", saved["false_alarm_rate"])
         self.model.calibration.false_alarm_rate = self.hparams["false_alarm_rate"] = rate
-        self.classes.load_state_dict(checkpoint["training_classes"], resumes=fitting)
+        self.hparams.update({name: self.given.get(name, saved[name]) for name in checkpoints.CLASSES})
+        self.classes = TrainingClasses(*(self.hparams[name] for name in checkpoints.CLASSES))
+        self.classes.load_state_dict(checkpoint["training_classes"])
         self.pixel_ranges = None if checkpoint[_RANGES] is None else PixelRanges(**checkpoint[_RANGES])
         if trainer is None:
             return
@@ -133,10 +138,10 @@ class Restorable(_Base):
             # It was set up before, to resize images as this model did then: large ones would lose their detail.
             trainer.datamodule._update_augmentations()  # type: ignore[attr-defined]
         self._share_ranges()
-        if fitting:
-            self._began_with = source
-            if self.classes.changed(trainer):
-                checkpoints.forget_progress(checkpoint, type(trainer.datamodule).__qualname__)  # type: ignore[attr-defined]
+        if fitting and not self.model.reconstructs:
+            trainer.fit_loop.max_epochs = 1  # of a training that knew of no memory when it began
+        if fitting and (self.classes.changed(trainer) or not self.model.reconstructs):
+            checkpoints.forget_progress(checkpoint, type(trainer.datamodule).__qualname__)  # type: ignore[attr-defined]
 
     def _become(self, saved: Mapping[str, Any]) -> None:
         """Build the network anew where that of a checkpoint is another."""

@@ -30,8 +30,8 @@ _MIN_LIMIT = 1e-6
 
 def check_rate(false_alarm_rate: float) -> None:
     """Refuse what is no false-alarm rate."""
-    if not 0 < false_alarm_rate <= 0.5:
-        msg = f"false_alarm_rate must lie in (0, 0.5], got {false_alarm_rate}; 0.01 is one false alarm in 100 images"
+    if not isinstance(false_alarm_rate, int | float) or not 0 < false_alarm_rate <= 0.5:
+        msg = f"false_alarm_rate must lie in (0, 0.5], got {false_alarm_rate!r}; 0.01 is one false alarm in 100 images"
         raise InputError(msg)
 
 

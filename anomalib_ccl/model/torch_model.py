@@ -88,8 +88,8 @@ class CCLModel(nn.Module):
             msg = f"noise_probability must lie in [0, 1], got {noise_probability}"
             raise InputError(msg)
         check_choice("anomaly_map", anomaly_map, get_args(AnomalyMap))
-        if memory < 0 or (memory == 0 and not reconstructs):
-            msg = f"memory must be a number of vectors from 0 on, and from 1 on without a reconstruction; got {memory}"
+        if not isinstance(memory, int) or memory < 0 or (memory == 0 and not reconstructs):
+            msg = f"memory must be a number of vectors from 0 on, from 1 on without a reconstruction; got {memory!r}"
             raise InputError(msg)
         self.noise_probability = noise_probability
         self.skip = skip

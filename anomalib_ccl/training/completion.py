@@ -5,10 +5,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,6 +18,8 @@ from torch import distributed
 from anomalib_ccl.data.passes import Passes
 from anomalib_ccl.model.torch_model import CCLModel
 from anomalib_ccl.training.calibrate import calibrate
+from anomalib_ccl.training.length import refuse_untrained
+from anomalib_ccl.training.post_processor import LimitPostProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +30,9 @@ _OF_THE_MOMENT = ("model.calibration.", "model.memory.")
 class Completion(Callback):
     """Calibrates a model for the very weights that are kept.
 
-    That happens before a validation that computes figures; when a checkpoint is saved that is kept; and when the
-    training ends, whatever has ended it. So a model in memory, the checkpoints that are left and the table of a test
-    that follows belong together. When a training ends, a checkpoint of its last weights is there: that of a
+    That happens before a validation that computes figures or a threshold; when a checkpoint is saved that is kept; and
+    when the training ends, whatever has ended it. So a model in memory, the checkpoints that are left and the table of
+    a test that follows belong together. When a training ends, a checkpoint of its last weights is there: that of each
     ModelCheckpoint without a monitor, else ``last.ckpt`` beside the others.
 
     It takes as long as an epoch, or longer. So it does not happen for a checkpoint that a ModelCheckpoint will replace
@@ -42,16 +44,18 @@ class Completion(Callback):
     """
 
     def __init__(self) -> None:
-        self._calibrated_at: int | None = None
-        self._saved_at: int | None = None
-        self._replaced_of: int | None = None  # the epoch at whose end what ModelCheckpoints save will be replaced
+        self._calibrated_at: tuple[int, int] | None = None
+        self._saved_at: tuple[int, int] | None = None
+        self._left_incomplete = False  # a checkpoint that would have been replaced
+        self._replaced_of: int | None = None  # the epoch in which what ModelCheckpoints save now will be replaced
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier training, and its calibration: other weights are to come, or even other products."""
         self._calibrated_at = self._saved_at = self._replaced_of = None
+        self._left_incomplete = False
         _reset(pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Note whether what is about to be saved will be replaced: ModelCheckpoints act after all other callbacks."""
         if all(
             isinstance(x, ModelCheckpoint) and x.monitor is None and x.save_top_k == 1
@@ -59,24 +63,28 @@ class Completion(Callback):
         ):
             self._replaced_of = _epoch(trainer)
 
-    on_validation_end = on_train_epoch_end
+    on_train_epoch_end = on_validation_end = on_train_batch_end
 
     def let_others_save(self) -> None:
         """Take whoever saves now for a user."""
         self._replaced_of = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Calibrate before a validation of a training, if there is a figure that is computed of it."""
+        """Calibrate before a validation of a training, if a figure or a threshold is computed of it."""
         figures = getattr(getattr(pl_module, "evaluator", None), "val_metrics", None)
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and figures:
+        post_processor = getattr(pl_module, "post_processor", None)
+        fitted = isinstance(post_processor, PostProcessor) and not isinstance(post_processor, LimitPostProcessor)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and (figures or fitted):
             self.complete(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrate the model, and save it if no checkpoint has its last weights."""
-        self.let_others_save()
-        self.complete(trainer, pl_module)
-        if self._saved_at != trainer.global_step:
-            _save_last(trainer)
+        self._end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to call trained what Lightning found nothing left to train of."""
+        if self._calibrated_at is None:
+            refuse_untrained(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Calibrate and save the model of an interrupted training; leave that of a failed one without calibration."""
@@ -86,15 +94,14 @@ class Completion(Callback):
             logger.warning("Interrupted: the model is being calibrated and saved. Ctrl-C again ends it without that.")
             start = time.monotonic()
             with _interruptible():
-                self.on_train_end(trainer, pl_module)
-            path = getattr(trainer.checkpoint_callback, "best_model_path", "") or "memory alone"
-            logger.warning("Calibrated and saved in %.0f s: %s", time.monotonic() - start, path)
-        elif self._calibrated_at != trainer.global_step:
+                path = self._end(trainer, pl_module)
+            logger.warning("Calibrated in %.0f s and saved: %s", time.monotonic() - start, path or "in memory alone")
+        elif self._calibrated_at != _moment(trainer):
             _reset(pl_module)
 
     def complete(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ANN401
         """Calibrate the model, if that has not been done for its weights, on all processes."""
-        if self._calibrated_at == trainer.global_step:
+        if self._calibrated_at == _moment(trainer):
             return
         model: CCLModel = pl_module.model
         if trainer.world_size > 1:
@@ -108,17 +115,45 @@ class Completion(Callback):
             with trainer.precision_plugin.val_step_context():
                 calibrate(model, images.labelled(pl_module.classes.labels), encode=pl_module.encode)
             pl_module.train(training)
-        self._calibrated_at = trainer.global_step
+        self._calibrated_at = _moment(trainer)
 
     def complete_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete the model that is being saved, and its checkpoint, unless that will be replaced."""
-        if self._replaced_of == _epoch(trainer) and self._calibrated_at != trainer.global_step:
+        if self._replaced_of == _epoch(trainer) and self._calibrated_at != _moment(trainer):
             _reset(pl_module)  # what there is is of earlier weights
+            self._left_incomplete = True
         else:
             self.complete(trainer, pl_module)
-            self._saved_at = trainer.global_step
+            self._saved_at = _moment(trainer)
         state = {name: value for name, value in pl_module.state_dict().items() if name.startswith(_OF_THE_MOMENT)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        """Calibrate the model, and save it as each ModelCheckpoint would, over what is not calibrated; give a path."""
+        self.let_others_save()
+        self.complete(trainer, pl_module)
+        callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        if not callbacks or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return ""
+        # The epoch of their last names: that of the trainer is higher once it has ended.
+        moment = {"epoch": torch.tensor(_epoch(trainer) - 1), "step": torch.tensor(trainer.global_step)}
+        if self._left_incomplete or self._saved_at != _moment(trainer):
+            for callback in callbacks:  # Lightning has no public way to its own choice of names
+                if callback.monitor is None:
+                    callback._save_topk_checkpoint(trainer, {**trainer.callback_metrics, **moment})
+                callback._save_last_checkpoint(trainer, {**trainer.callback_metrics, **moment})
+        saved = [x._last_checkpoint_saved for x in callbacks if x._last_global_step_saved == trainer.global_step]
+        if saved and self._saved_at == _moment(trainer):
+            return saved[0]
+        last = ModelCheckpoint(callbacks[0].dirpath, ModelCheckpoint.CHECKPOINT_NAME_LAST)
+        last._save_topk_checkpoint(trainer, moment)
+        callbacks[0].best_model_path = callbacks[0].best_model_path or last.best_model_path
+        return last.best_model_path
+
+
+def _moment(trainer: Trainer) -> tuple[int, int]:
+    """What tells weights apart: optimizer steps, and batches, of which each moves the running statistics."""
+    return trainer.global_step, trainer.fit_loop.total_batch_idx
 
 
 def _epoch(trainer: Trainer) -> int:
@@ -139,20 +174,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, ignored)
-
-
-def _save_last(trainer: Trainer) -> None:
-    """Save a checkpoint of the last weights: Lightning's callbacks save after some validations only."""
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    if not callbacks or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return
-    for callback in callbacks:
-        if callback.monitor is None and callback.save_top_k != 0:
-            moment = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
-            path = callback.format_checkpoint_name({**trainer.callback_metrics, **moment})
-            trainer.save_checkpoint(path)
-            callback.best_model_path = path
-            return
-    last = Path(callbacks[0].dirpath or trainer.default_root_dir) / "last.ckpt"
-    trainer.save_checkpoint(last)
-    logger.info("The model as it was at the end of the training, which the monitored checkpoints are not: %s", last)

@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
-from torchvision.transforms.v2 import Compose, Resize, Transform
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
 
 from anomalib_ccl.data.samples import datasets_of
 from anomalib_ccl.errors import InputError
@@ -51,10 +51,11 @@ class FeatureCache(Callback):
         """Open the file of a training."""
         dataset: Any = trainer.train_dataloader.dataset  # type: ignore[union-attr]
         for part in datasets_of(dataset):
-            _refuse_augmentations(getattr(part, "augmentations", None))
+            _refuse_random(getattr(part, "augmentations", None))
         tiling = pl_module.model.tiling
         first = trainer.train_dataloader.collate_fn([dataset[0]]).image  # type: ignore[union-attr]
         transform = getattr(pl_module.pre_processor, "transform", None)
+        _refuse_random(transform)
         tile = tiling.cut(first if transform is None else transform(first))[0].to(pl_module.device)
         with trainer.precision_plugin.forward_context():  # so that the maps have the type of those in training
             encoded = pl_module.model.network.encode(tile.to(pl_module.dtype))
@@ -125,13 +126,13 @@ class FeatureCache(Callback):
         self.close()
 
 
-def _refuse_augmentations(augmentations: Transform | None) -> None:
-    """Refuse all but resizing: nothing tells which of torchvision's transforms are random."""
-    transforms = augmentations.transforms if isinstance(augmentations, Compose) else [augmentations]
-    if changing := [type(t).__name__ for t in transforms if t is not None and not isinstance(t, Resize)]:
+def _refuse_random(transform: Transform | None) -> None:
+    """Refuse all but what every pre-processor has: nothing tells which of torchvision's transforms are random."""
+    transforms = transform.transforms if isinstance(transform, Compose) else [transform]
+    if changing := [type(t).__name__ for t in transforms if not isinstance(t, Resize | Normalize | CenterCrop | None)]:
         msg = (
             f"feature_cache needs the same training images in each epoch, but {', '.join(changing)} may change them; "
-            "take the datamodule's augmentations of them away (the second view has its own), or train without "
-            "feature_cache"
+            "take them away from the datamodule's augmentations (the second view has its own) or the pre-processor, or "
+            "train without feature_cache"
         )
         raise InputError(msg)

@@ -92,8 +92,9 @@ class Learning(_Base):
 
         Not among the trainer's arguments, because anomalib lets those win over the user's.
         """
-        value = self.model.network.recipe.gradient_norm if gradient_clip_val is None else gradient_clip_val
-        self.clip_gradients(optimizer, value, gradient_clip_algorithm)
+        if gradient_clip_val is None and gradient_clip_algorithm != "value":
+            gradient_clip_val = self.model.network.recipe.gradient_norm
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def gathered(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Join embeddings and classes of all processes; their gradients are those of one process with all images."""

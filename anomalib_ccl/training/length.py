@@ -56,10 +56,16 @@ def check_training(trainer: Trainer) -> None:
                 "train without it"
             )
             raise InputError(msg)
-    # The Trainer that anomalib's Engine keeps; Lightning would return at once.
-    if trainer.ckpt_path is None and trainer.fit_loop.epoch_progress.current.completed and trainer.fit_loop.done:
-        msg = (
-            f"this Trainer has finished its training of {trainer.current_epoch} epochs, so another one would end at "
-            "once; make a new Engine for it, or raise trainer.fit_loop.max_epochs to train on"
-        )
-        raise InputError(msg)
+
+
+def refuse_untrained(trainer: Trainer) -> None:
+    """Refuse a training that ended before its first step, as one by the Trainer that anomalib's Engine keeps does."""
+    source, way = "this Trainer", "make a new Engine for another training"
+    if trainer.ckpt_path is not None:
+        source, way = str(trainer.ckpt_path), "complete it as it is with `anomalib-ccl recalibrate`"
+    limit = "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
+    msg = (
+        f"{source} has finished its training of {trainer.current_epoch} epochs ({trainer.global_step} steps), so "
+        f"nothing is left to train; raise {limit}, or {way}"
+    )
+    raise InputError(msg)

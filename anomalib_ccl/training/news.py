@@ -73,7 +73,9 @@ class TrainingNews(Callback):
         """Say where the model is, and the next command."""
         path = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if trainer.is_global_zero and path:
-            print(f"Trained and calibrated: {path}")
+            model: Any = pl_module
+            done = "Trained and calibrated" if model.calibrate else "Trained"
+            print(f"{done}: {path}")
             print(f"Next: anomalib predict --model CCL --ckpt_path {path} --return_predictions false --data IMAGES")
 
     def _left(self, trainer: Trainer) -> float | None:

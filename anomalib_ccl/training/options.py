@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.projection import Projection
+from anomalib_ccl.model.reconstruction.choice import network_class
 from anomalib_ccl.model.reconstruction.recipe import Schedule, check_schedule
 from anomalib_ccl.model.torch_model import AnomalyMap, CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
@@ -45,9 +46,11 @@ class Research:
     reconstruction_args: dict[str, Any] | None = None
 
 
-#: Fields of :class:`Research` that change what a network computes; the others are about its training.
-ARCHITECTURE = ("projection", "skip", "noise_probability", "anomaly_map", "reconstruction_args")
-
+_KINDS: dict[Any, tuple[Any, str]] = {
+    float | None: (int | float, "a number"),
+    bool | None: (bool, "true or false"),
+    dict[str, Any] | None: (Mapping, "arguments by their names"),
+}
 _PAPER = Research(projection="standard", skip=False, anomaly_map="paper", local_weight=1.0, global_weight=1.0)
 _RECOMMENDED = replace(
     _PAPER, skip=True, anomaly_map="refined", global_weight=0.1, losses="single_view", schedule="cosine"
@@ -68,12 +71,19 @@ def given_research(research: "Research | Mapping[str, Any] | None") -> dict[str,
         ...
         anomalib_ccl.errors.InputError: research has no setting 'local_weigth'; did you mean 'local_weight'?
     """
+    if not isinstance(research, Research | Mapping | None):
+        msg = f"research must be settings by their names, such as {{'local_weight': 0}}, got {research!r}"
+        raise InputError(msg)
     values = asdict(research) if isinstance(research, Research) else dict(research or {})
-    names = [field.name for field in fields(Research)]
-    for name in values:
+    names = {field.name: field.type for field in fields(Research)}
+    for name, value in values.items():
         if name not in names:
             near = nearest(name, names)
-            msg = f"research has no setting {name!r}; " + (f"did you mean {near!r}?" if near else f"it has {names}")
+            msg = f"research has no setting {name!r}; " + (f"did you mean {near!r}?" if near else f"it has {[*names]}")
+            raise InputError(msg)
+        kind, words = _KINDS.get(names[name], (object, ""))
+        if value is not None and not isinstance(value, kind):
+            msg = f"research.{name} must be {words}, got {value!r}"
             raise InputError(msg)
     return {name: value for name, value in values.items() if value is not None}
 
@@ -93,6 +103,16 @@ def chosen(recipe: str, given: Mapping[str, Any]) -> tuple[Research, int]:
     settings = replace(settings, **given)
     check_schedule(settings.schedule)
     return settings, memory
+
+
+def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings that change what a network computes, as they take effect; the others are about its training."""
+    settings, _ = chosen(values["recipe"], values["research"])
+    names = ("projection", "skip", "noise_probability", "anomaly_map", "reconstruction_args")
+    found = {name: getattr(settings, name) for name in names}
+    if found["noise_probability"] is None:
+        found["noise_probability"] = network_class(values["reconstruction"]).recipe.noise_probability
+    return found
 
 
 def network_of(values: Mapping[str, Any]) -> CCLModel:

@@ -48,6 +48,14 @@ def _stable_adamw(network: nn.Module, projections: nn.Module) -> Optimizer:
     return StableAdamW([{"params": trained_weights(network, projections)}], **_TRAINING["optimizer"])
 
 
+class _WarmCosine(WarmCosineScheduler):
+    """anomalib's schedule, but that its state does not hold its length: a training that goes on may be longer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what counts the steps."""
+        return {k: v for k, v in super().state_dict().items() if k not in ("schedule", "total_iters")}
+
+
 def _warm_cosine(optimizer: Optimizer, steps: float) -> LRScheduler:
     # anomalib's own module has Lightning take a step of it with each epoch, so that the rate is 0 in the first one and
     # has hardly risen after 20; here it is one of the optimizer, as its figures and its paper mean it.
@@ -55,7 +63,7 @@ def _warm_cosine(optimizer: Optimizer, steps: float) -> LRScheduler:
     configured = _TRAINING["scheduler"]
     # anomalib's warm-up of 100 steps would leave a short training without full learning rates.
     warm = min(configured["warmup_iters"], total // 2)
-    schedule = WarmCosineScheduler(optimizer, **{**configured, "total_iters": total, "warmup_iters": warm})
+    schedule = _WarmCosine(optimizer, **{**configured, "total_iters": total, "warmup_iters": warm})
     schedule.schedule = schedule.schedule.tolist()  # a checkpoint that is read safely holds no arrays of numpy
     return schedule
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from anomalib_ccl.errors import InputError
 
@@ -22,14 +22,16 @@ def check_schedule(schedule: str | None) -> None:
         raise InputError(msg)
 
 
+# The state of a LambdaLR does not hold its function, so a training that goes on follows its own length.
 def step_schedule(optimizer: Optimizer, steps: float) -> LRScheduler:
     """Let all rates fall to a tenth at 80 % of the training, as the authors' configuration (not their code) does."""
-    return MultiStepLR(optimizer, [] if math.isinf(steps) else [int(0.8 * steps)], gamma=0.1)
+    end = math.floor(0.8 * steps) if math.isfinite(steps) else steps
+    return LambdaLR(optimizer, lambda step: 1.0 if step < end else 0.1)
 
 
 def cosine_schedule(optimizer: Optimizer, steps: float) -> LRScheduler:
     """Let all rates fall to 0 along half a cosine."""
-    return MultiStepLR(optimizer, []) if math.isinf(steps) else CosineAnnealingLR(optimizer, int(steps))
+    return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / steps))) / 2)
 
 
 SCHEDULES: dict[str, Callable[[Optimizer, float], LRScheduler]] = {"step": step_schedule, "cosine": cosine_schedule}

@@ -184,7 +184,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
         r"no image of retina; .* --remove": lambda: recalibrate(two, data(sample_root, "brick")),
         r"no product 'bolt' to remove; .* brick, retina": lambda: recalibrate(two, remove="bolt"),
         r"last class cannot be removed": lambda: recalibrate(one, remove="retina"),
-        r"uncalibrated.ckpt is not calibrated": lambda: recalibrate(uncalibrated, remove="brick"),
+        r"uncalibrated.ckpt is not calibrated, .* resume its": lambda: recalibrate(uncalibrated, remove="brick"),
         r"other.ckpt is not the checkpoint of a CCL model": lambda: recalibrate(other, data(new_root), True),
         r"give either --data.* or --remove NAME": lambda: recalibrate(checkpoint),
         r"give either --data, .*or --remove": lambda: recalibrate(checkpoint, data(new_root), remove="brick"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.metrics import AUROC, Evaluator
+from anomalib.post_processing import PostProcessor
 from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from trainings import (
@@ -32,14 +33,14 @@ from anomalib_ccl.training.calibrate import calibrate
 
 
 class Interrupt(Callback):
-    """Press Ctrl-C at a step, or in the validation that follows it; or end the process as a cluster does."""
+    """Press Ctrl-C after so many batches, or in the validation that follows; or end the process as a cluster does."""
 
     def __init__(self, step: int, in_validation: bool = False, by: signal.Signals = signal.SIGINT) -> None:
         self.step, self.in_validation, self.by = step, in_validation, by
         self.pressed = False
 
     def _press(self, trainer: Any, in_validation: bool) -> None:
-        if trainer.global_step == self.step and in_validation == self.in_validation:
+        if trainer.fit_loop.total_batch_idx + 1 == self.step and in_validation == self.in_validation:
             self.pressed = True
             # Where the tests run in the background, Ctrl-C is ignored; after an interrupt, Lightning leaves it so.
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -98,6 +99,20 @@ ENDS: dict[str, dict[str, Any]] = {
         "max_steps": 5,
         "callbacks": [lambda: ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)],
     },
+    "interrupt between two steps": {
+        "max_epochs": 9,
+        "accumulate_grad_batches": STEPS,
+        "callbacks": [lambda: Interrupt(STEPS + 1), lambda: ModelCheckpoint(save_top_k=-1)],
+    },
+    "the last checkpoint twice": {"max_epochs": 2, "callbacks": [lambda: ModelCheckpoint(save_last=True)]},
+    "a link to the last checkpoint": {"max_steps": 5, "callbacks": [lambda: ModelCheckpoint(save_last="link")]},
+    "two kinds of checkpoints": {
+        "max_epochs": 3,
+        "callbacks": [
+            lambda: ModelCheckpoint(filename="a"),
+            lambda: ModelCheckpoint(filename="b", every_n_epochs=2),
+        ],
+    },
     "weights only": {
         "max_epochs": 1,
         "callbacks": [lambda: ModelCheckpoint(save_weights_only=True, filename="model")],
@@ -139,8 +154,13 @@ def test_memory_and_the_last_checkpoint_are_of_one_moment(end: str, sample_root:
     loaded = CCL.load_from_checkpoint(last_checkpoint(tmp_path / "run"), visualizer=False)
     assert_same_state(model, loaded)
     assert loaded.class_names == model.class_names == ["brick", "retina"]
+    for path in (tmp_path / "run").rglob("*.ckpt"):
+        limits = torch.load(path, weights_only=True)["state_dict"]["model.calibration.limits"]
+        assert bool(limits.numel()) == (end != "without calibration"), path
     if end == "without calibration":
         assert not loaded.model.calibration.is_calibrated
+        with pytest.raises(InputError, match=r"is not calibrated, .* it was trained with calibrate=False"):
+            recalibrate(last_checkpoint(tmp_path / "run"), images)
     elif end == "mixed precision":
         assert loaded.model.calibration.is_calibrated
     else:
@@ -169,6 +189,44 @@ def test_checkpoint_of_an_earlier_best_epoch_is_calibrated_for_its_own_weights(
     assert_same_state(last, model)
 
 
+@pytest.mark.parametrize("monitor", [None, "train_loss_epoch"])
+def test_a_checkpoint_of_an_earlier_training_stays_as_it_is(
+    monitor: str | None, sample_root: Path, tmp_path: Path
+) -> None:
+    end = {"callbacks": [lambda: ModelCheckpoint(tmp_path / "same", "model", monitor, mode="max")]}
+    fit(tmp_path / "first", sample_root, {"max_epochs": 2, **end})
+    earlier = {path: path.read_bytes() for path in (tmp_path / "same").iterdir()}
+    model, _ = fit(tmp_path / "second", sample_root, {"max_steps": STEPS + 2, **end})
+    assert {path: path.read_bytes() for path in earlier} == earlier
+    assert_same_state(CCL.load_from_checkpoint(last_checkpoint(tmp_path / "same")), model)
+
+
+def test_an_interrupt_names_the_checkpoint_of_the_last_weights(
+    sample_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, best in {
+        "monitored": ModelCheckpoint(monitor="train_loss_epoch", mode="max"),
+        "none": ModelCheckpoint(save_top_k=0),
+    }.items():
+        end = {"max_epochs": 9, "callbacks": [lambda best=best: best, lambda: Interrupt(STEPS + 2)]}
+        fit(tmp_path / name, sample_root, end)
+        assert caplog.messages[-1].endswith(f"s and saved: {last_checkpoint(tmp_path / name)}")
+
+
+def test_a_post_processor_of_ones_own_finds_its_threshold_among_scores_like_those_of_a_test(
+    sample_root: Path, tmp_path: Path
+) -> None:
+    end = {
+        "max_epochs": 2,
+        "model": {"post_processor": PostProcessor()},
+        "data": {"val_split_mode": "same_as_test"},
+    }
+    model, images = fit(tmp_path / "run", sample_root, end)
+    table = figures(model, tmp_path / "test", images).set_index("category")
+    assert table.loc["mean", "missed"] < 1
+    assert table.loc["mean", "false_alarms"] < 1
+
+
 def test_a_failed_training_leaves_a_checkpoint_that_says_it_is_not_whole_and_is_completed_by_recalibration(
     sample_root: Path, tmp_path: Path
 ) -> None:
@@ -183,7 +241,7 @@ def test_a_failed_training_leaves_a_checkpoint_that_says_it_is_not_whole_and_is_
                 engine(tmp_path).test(broken, **use)
         with pytest.raises(InputError, match="completed by `anomalib-ccl recalibrate`"):
             engine(tmp_path).predict(broken, data_path=sample_root / "brick/test")
-    with pytest.raises(InputError, match="is not calibrated, so it knows no products"):
+    with pytest.raises(InputError, match="knows no products; resume its training with `anomalib fit --ckpt_path`"):
         recalibrate(left, images, add=True)
     completed = CCL.load_from_checkpoint(recalibrate(left, images).path)
     completed.classes.index_of_image = model.classes.index_of_image
@@ -199,6 +257,10 @@ def test_only_what_is_kept_or_looked_at_is_calibrated(sample_root: Path, tmp_pat
             "max_epochs": 3,
             "data": {"val_split_mode": "none"},
             "callbacks": [lambda: SaveByHand(tmp_path / "begun.ckpt", begun=1)],
+        },
+        "replaced by the next step's": {
+            "max_epochs": 3,
+            "callbacks": [lambda: ModelCheckpoint(every_n_train_steps=1)],
         },
         "kept": {"max_epochs": 3, "callbacks": [lambda: ModelCheckpoint(save_top_k=-1)]},
         "looked at": {
@@ -216,7 +278,7 @@ def test_only_what_is_kept_or_looked_at_is_calibrated(sample_root: Path, tmp_pat
         monkeypatch.setattr("anomalib_ccl.training.completion.calibrate", counted)
         fit(tmp_path / name, sample_root, end)
         calibrated.append(count)
-    assert calibrated == [1, 2, 2, 3, 3]
+    assert calibrated == [1, 2, 2, 1, 3, 3]
     for name in ("ended", "begun"):
         assert CCL.load_from_checkpoint(tmp_path / f"{name}.ckpt").model.calibration.is_calibrated
 

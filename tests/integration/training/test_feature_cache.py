@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from anomalib.pre_processing import PreProcessor
 from lightning import Callback
-from torchvision.transforms.v2 import RandomHorizontalFlip
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 from trainings import assert_calibrated_for_its_weights, ccl, data, engine
 
 from anomalib_ccl import CCL
@@ -46,6 +47,8 @@ class Watch(Callback):
         pl_module.model.network.teacher.register_forward_hook(count)
 
     def on_train_start(self, trainer: Any, pl_module: CCL) -> None:
+        (schedule,) = (config.scheduler for config in trainer.lr_scheduler_configs)
+        schedule.base_lrs = [1e-6 for _ in schedule.base_lrs]
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = 1e-6
 
@@ -129,14 +132,16 @@ def test_what_a_cache_cannot_keep_or_a_folder_cannot_take_is_refused_before_the_
     sample_root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    changing = {"train_augmentations": RandomHorizontalFlip()}
+    random = "needs the same training images in each epoch, but RandomHorizontalFlip may change them"
+    changing = PreProcessor(Compose([Resize((64, 64)), RandomHorizontalFlip()]))
     for folder, arguments, message in (
-        ("cache", changing, "needs the same training images in each epoch, but RandomHorizontalFlip may change them"),
+        ("cache", {"data": {"train_augmentations": RandomHorizontalFlip()}}, random),
+        ("cache", {"pre_processor": changing}, random),
         ("file/cache", {}, f"feature_cache={tmp_path}/file/cache cannot be written to: Not a directory; choose"),
     ):
         watch = Watch(tmp_path)
         with pytest.raises(InputError, match=message):
-            fit(sample_root, tmp_path / "run", tmp_path / folder, watch, data=arguments)
+            fit(sample_root, tmp_path / "run", tmp_path / folder, watch, **arguments)
         assert watch.losses == []
     huge = torch.zeros(1).expand(1, 256, 10**6, 10**6)  # without a byte of memory
     message = rf"feature_cache={tmp_path} has \d+ MB free, but .* take 5120000000 MB; free some space, choose"

@@ -69,18 +69,46 @@ def test_table_of_a_training_that_goes_on_is_that_of_its_own_weights(
     assert not pd.read_csv(max((tmp_path / "run").rglob("categories.csv"))).empty
 
 
-def test_a_changed_number_of_pseudo_classes_is_refused_when_a_training_goes_on(
+def test_the_checkpoint_that_a_training_began_with_can_be_compared_with_it(
+    checkpoint: Path, sample_root: Path, tmp_path: Path
+) -> None:
+    model, images = ccl(), data(sample_root, BEFORE)
+    engine(tmp_path / "run", max_epochs=3, limit_val_batches=0).fit(model, datamodule=images, ckpt_path=checkpoint)
+    before = CCL.load_from_checkpoint(checkpoint, visualizer=False)
+    for how in ("test", "predict"):
+        getattr(engine(tmp_path), how)(model, datamodule=images, ckpt_path=checkpoint)
+        assert_same_state(model, before)
+
+
+@pytest.mark.parametrize(
+    ("length", "limit"), [({"max_epochs": 2}, "max_epochs"), ({"max_epochs": -1, "max_steps": 6}, "max_steps")]
+)
+def test_a_checkpoint_with_nothing_left_to_train_is_refused(
+    length: dict[str, int], limit: str, checkpoint: Path, sample_root: Path, tmp_path: Path
+) -> None:
+    message = rf"{checkpoint} has finished its training of 2 epochs \(6 steps\), .* raise {limit}, or .* recalibrate`"
+    with pytest.raises(InputError, match=message):
+        engine(tmp_path, limit_val_batches=0, **length).fit(ccl(), data(sample_root, BEFORE), ckpt_path=checkpoint)
+
+
+def test_a_training_that_goes_on_finds_classes_as_before_and_refuses_to_find_others(
     sample_root: Path, tmp_path: Path
 ) -> None:
     first = ccl(class_labels="pseudo", n_pseudo_classes=2)
     engine(tmp_path, max_epochs=1, limit_val_batches=0).fit(first, datamodule=data(sample_root))
     checkpoint, steps = last_checkpoint(tmp_path), Steps()
     second = ccl(class_labels="pseudo", n_pseudo_classes=3)
-    with pytest.raises(
-        InputError, match="n_pseudo_classes is 3, but the training that goes on began with 2; give that"
+    for other, message in (
+        (second, "was trained with n_pseudo_classes=2, not n_pseudo_classes=3; leave it out"),
+        (ccl(class_labels="category"), "was trained with class_labels='pseudo', not class_labels='category'"),
     ):
-        engine(tmp_path, steps, max_epochs=2).fit(second, datamodule=data(sample_root), ckpt_path=checkpoint)
+        with pytest.raises(InputError, match=message):
+            engine(tmp_path, steps, max_epochs=2).fit(other, datamodule=data(sample_root), ckpt_path=checkpoint)
     assert steps.losses == []
+    silent = ccl()
+    engine(tmp_path, max_epochs=2, limit_val_batches=0).fit(silent, datamodule=data(sample_root), ckpt_path=checkpoint)
+    assert silent.class_names == ["pseudo_0", "pseudo_1"]
+    assert (silent.hparams["class_labels"], silent.hparams["n_pseudo_classes"]) == ("pseudo", 2)
     # Nothing hinders a prediction, for which the number means nothing.
     engine(tmp_path).predict(second, data_path=sample_root / "brick/test", ckpt_path=checkpoint)
     assert torch.equal(second.model.calibration.limits, first.model.calibration.limits)

@@ -81,6 +81,8 @@ def test_a_checkpoint_knows_its_recipe(way: str, run: Run, sample_root: Path, tm
         for ours, theirs in zip(loaded.eval()(images), model.eval()(images), strict=True):
             assert torch.equal(ours, theirs)
     name = model.hparams["recipe"]
+    same = {"skip": name == "recommended", "noise_probability": 0.309}
+    assert_same_state(CCL.load_from_checkpoint(checkpoint, research=same), model)
     for contradiction, message in (
         ({"recipe": "paper"}, f"was trained with recipe='{name}', not recipe='paper'"),
         ({"memory": 3}, "was trained with memory=20, not memory=3"),
@@ -97,5 +99,19 @@ def test_a_training_that_goes_on_follows_the_recipe_of_its_checkpoint(
     model = ccl(**given)
     engine(tmp_path, max_epochs=2, limit_val_batches=0).fit(model, data(sample_root), ckpt_path=run[1])
     assert model.loss.global_weight == (0.5 if given else 0.1)
-    assert isinstance(model.lr_schedulers(), torch.optim.lr_scheduler.CosineAnnealingLR)
+    assert model.schedule == "cosine"
+    assert_calibrated_for_its_weights(model, data(sample_root))
+
+
+@pytest.mark.parametrize("run", ["memory"], indirect=True)
+@pytest.mark.parametrize("given", [{}, {"recipe": "memory"}])
+def test_a_memory_is_built_anew_when_its_training_goes_on(
+    given: dict[str, Any], run: Run, sample_root: Path, tmp_path: Path
+) -> None:
+    earlier = torch.load(run[1], weights_only=True)
+    earlier["state_dict"]["model.calibration.limits"] += 1
+    torch.save(earlier, tmp_path / "earlier.ckpt")
+    model, go_on = ccl(**given), engine(tmp_path, limit_val_batches=0)
+    go_on.fit(model, data(sample_root), ckpt_path=tmp_path / "earlier.ckpt")
+    assert go_on.trainer.current_epoch == 1
     assert_calibrated_for_its_weights(model, data(sample_root))

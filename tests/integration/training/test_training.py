@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from anomalib.engine import Engine
 from lightning import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler
 from trainings import SMALL, Steps, StopAtOnce, assert_calibrated_for_its_weights, ccl, data, engine
 
 from anomalib_ccl import CCL
 from anomalib_ccl.errors import InputError
+from anomalib_ccl.model.reconstruction.dinomaly import Dinomaly
 from anomalib_ccl.model.reconstruction.recipe import SCHEDULES
 
 
@@ -63,12 +66,20 @@ def test_learning_rates_and_gradient_norm_are_the_papers(trained: tuple[Engine, 
     assert max(steps.norms) == pytest.approx(5, rel=1e-3)
 
 
-@pytest.mark.parametrize("norm", [1.0, 0.0])
-def test_a_gradient_norm_that_is_given_wins(norm: float, sample_root: Path, tmp_path: Path) -> None:
-    steps = Steps()
-    run = engine(tmp_path, steps, max_epochs=1, gradient_clip_val=norm, limit_val_batches=0)
-    run.fit(ccl(calibrate=False), datamodule=data(sample_root))
-    assert max(steps.norms) == pytest.approx(1, rel=1e-3) if norm else max(steps.norms) > 5
+def test_gradients_are_clipped_as_is_given(sample_root: Path, tmp_path: Path) -> None:
+    norms = {}
+    for name, given in {
+        "not at all": {"gradient_clip_val": 0.0},
+        "by no value": {"gradient_clip_algorithm": "value"},
+        "by a norm of its own": {"gradient_clip_val": 1.0},
+        "by the norm": {"gradient_clip_algorithm": "norm"},
+    }.items():
+        model, steps = ccl(calibrate=False, research={"local_weight": 1000.0}), Steps()  # single gradients exceed 5 too
+        run = engine(tmp_path, steps, max_epochs=1, limit_train_batches=1, limit_val_batches=0, **given)
+        run.fit(model, datamodule=data(sample_root))
+        (norms[name],) = steps.norms
+    free = norms["not at all"]
+    assert [*norms.values()] == pytest.approx([free, free, 1, 5], rel=1e-3)
 
 
 @pytest.mark.parametrize("steps", [10, 100, math.inf])
@@ -83,6 +94,20 @@ def test_schedules_are_their_formulas(steps: float) -> None:
             assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * share(step))
             optimizer.step()
             schedule.step()
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES.values(), Dinomaly.recipe.schedule])
+def test_rates_of_a_training_that_goes_on_are_those_of_its_own_length(schedule: Callable[..., LRScheduler]) -> None:
+    optimizer = SGD(torch.nn.Linear(1, 1).parameters(), lr=2.0)
+    shorter, whole, longer = (schedule(optimizer, steps) for steps in (10, 30, 30))
+    optimizer.step()
+    for _ in range(10):
+        shorter.step()
+        whole.step()
+    longer.load_state_dict(shorter.state_dict())
+    for each in (whole, longer):
+        each.step()
+    assert longer.get_last_lr() == whole.get_last_lr() != shorter.get_last_lr()
 
 
 DINOMALY = {"reconstruction": "dinomaly", "backbone": "vit_tiny_patch16_224"}
@@ -146,12 +171,14 @@ def test_mixed_precision_begins_with_the_same_loss(
 
 def test_a_second_training_of_an_engine_is_refused_or_goes_on(sample_root: Path, tmp_path: Path) -> None:
     """anomalib's Engine keeps its Trainer, which is at its end."""
-    run, first = engine(tmp_path, max_epochs=1, limit_val_batches=0), ccl()
-    run.fit(first, datamodule=data(sample_root))
-    second, others = ccl(), data(sample_root, ["brick", "grass"])
-    with pytest.raises(InputError, match=r"has finished its training of 1 epochs, .* make a new Engine for it"):
-        run.fit(second, datamodule=others)
-    assert not second.model.calibration.is_calibrated
+    others = data(sample_root, ["brick", "grass"])
+    for limit in ("max_steps", "max_epochs"):
+        run, first, second = engine(tmp_path / limit, **{limit: 1}, limit_val_batches=0), ccl(), ccl()
+        run.fit(first, datamodule=data(sample_root))
+        message = rf"has finished its training of 1 epochs .* raise {limit}, or make a new Engine for another training"
+        with pytest.raises(InputError, match=message):
+            run.fit(second, datamodule=others)
+        assert not second.model.calibration.is_calibrated
     new = engine(tmp_path, max_epochs=1, limit_val_batches=0)
     new.fit(first, datamodule=others)
     assert first.class_names == ["brick", "grass"]
@@ -198,6 +225,8 @@ def test_what_is_said_of_a_training_is_true(
     assert said == ["epoch 1 of 2", "epoch 2 of 2"]
     assert lines[-2] == f"Trained and calibrated: {run.best_model_path}"
     assert lines[-1].startswith(f"Next: anomalib predict --model CCL --ckpt_path {run.best_model_path} ")
+    engine(tmp_path, max_epochs=1, limit_val_batches=0).fit(ccl(calibrate=False), datamodule=data(sample_root))
+    assert "Trained: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -208,10 +237,20 @@ def test_what_is_said_of_a_training_is_true(
         ({"research": {"losses": "official"}}, "unknown losses 'official'; choose one of paper, released"),
         ({"research": {"schedule": "linear"}}, "unknown schedule 'linear'; choose one of step, cosine"),
         ({"research": {"projektion": "none"}}, "research has no setting 'projektion'; did you mean 'projection'"),
+        ({"research": {"local_weight": "a"}}, "research.local_weight must be a number, got 'a'"),
+        ({"research": {"skip": "no"}}, "research.skip must be true or false, got 'no'"),
+        ({"research": {"reconstruction_args": 3}}, "research.reconstruction_args must be arguments by their names"),
+        ({"research": "x"}, "research must be settings by their names, such as {'local_weight': 0}, got 'x'"),
         ({"recipe": "best"}, "unknown recipe 'best'; choose one of paper, recommended, memory"),
-        ({"recipe": "memory", "memory": 0}, "memory must be a number of vectors from 0 on, and from 1 on without"),
+        ({"recipe": "memory", "memory": 0}, "memory must be a number of vectors from 0 on, from 1 on without"),
+        ({"memory": 1.5}, "memory must be a number of vectors from 0 on, .* got 1.5"),
+        ({"false_alarm_rate": "0.1"}, r"false_alarm_rate must lie in \(0, 0.5\], got '0.1'"),
         ({"false_alarm_rate": 0}, r"false_alarm_rate must lie in \(0, 0.5\], got 0"),
         ({"calibrate": False, "false_alarm_rate": 0.1}, "memory and false_alarm_rate need calibrate=True"),
+        ({"image_size": 256}, "image_size must be two whole numbers, the height and the width in pixels, got 256"),
+        ({"image_size": (64,)}, r"image_size must be two whole numbers, .* got \(64,\)"),
+        ({"image_size": (64.5, 64)}, r"image_size must be two whole numbers, .* got \(64.5, 64\)"),
+        ({"image_size": []}, r"image_size must be two whole numbers, .* got \[\]"),
         ({"image_size": (4, 4)}, "image_size must be multiples of 32 pixels and at least 32, got 4 × 4"),
         ({"class_labels": "guess"}, "unknown class_labels 'guess'; choose one of auto, category, folder, pseudo"),
         ({"n_pseudo_classes": 0}, "n_pseudo_classes must be 'auto' or a whole number from 1 on, got 0"),
