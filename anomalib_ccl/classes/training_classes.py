@@ -17,6 +17,7 @@ from anomalib_ccl.data.passes import Passes
 from anomalib_ccl.data.samples import samples_of
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.model.patches import pooled_features
+from anomalib_ccl.names import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,7 @@ class TrainingClasses:
     """
 
     def __init__(self, source: ClassLabels, n_pseudo_classes: ClassCount) -> None:
-        if source not in get_args(ClassLabels):
-            msg = f"unknown class_labels {source!r}; choose one of {', '.join(get_args(ClassLabels))}"
-            raise InputError(msg)
+        check_choice("class_labels", source, get_args(ClassLabels))
         check_class_count(n_pseudo_classes)
         self.names: list[str] = []
         self._source = source

@@ -1,10 +1,10 @@
 """Class prototypes, and scores that one threshold fits, whatever the product."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from anomalib.models.components.base import DynamicBufferMixin
+from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_ccl.errors import InputError
@@ -13,19 +13,7 @@ from anomalib_ccl.model.precision import without_autocast
 from anomalib_ccl.model.prototypes import counts_of, novelty_thresholds_of, prototypes_of
 
 
-class Calibrated(NamedTuple):
-    """Map and score of a batch, divided by the limit of the class.
-
-    Attributes:
-        anomaly_map: Of shape ``(B, 1, H, W)``, at least 0.
-        score: Of shape ``(B, 1)``, at least 0; 1 is the limit.
-    """
-
-    anomaly_map: Tensor
-    score: Tensor
-
-
-class ClassCalibration(nn.Module):
+class ClassCalibration(DynamicBufferMixin):
     r"""Recognise the class of an image by its embedding, and make scores of all classes comparable.
 
     A class c has a limit :math:`l_c` that a new normal image of it exceeds with the false-alarm rate (see
@@ -60,7 +48,8 @@ class ClassCalibration(nn.Module):
         >>> index = calibration.recognise(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
         >>> index
         tensor([0, 2])
-        >>> calibration(torch.ones(2, 1, 8, 8), torch.ones(2, 1), index).score.shape
+        >>> anomaly_map, score = calibration(torch.ones(2, 1, 8, 8), torch.ones(2, 1), index)
+        >>> score.shape
         torch.Size([2, 1])
     """
 
@@ -184,7 +173,7 @@ class ClassCalibration(nn.Module):
             1 - similarity > self.novelty_threshold.index_select(0, nearest), len(self.prototypes), nearest
         )
 
-    def forward(self, anomaly_map: Tensor, score: Tensor, index: Tensor) -> Calibrated:
+    def forward(self, anomaly_map: Tensor, score: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Divide the map and the score of each image by the limit of its class.
 
         Args:
@@ -193,25 +182,20 @@ class ClassCalibration(nn.Module):
             index: Class of each image, of shape ``(B,)``; K for an unknown product.
 
         Returns:
-            The calibrated maps and scores.
+            The maps and scores, in the same shapes; 1 is the limit.
         """
         # Not [index], which exporters wrap, so that a file's limits could not be found in its graph.
         limit = self.limits.index_select(0, index)[:, None]
-        return Calibrated(anomaly_map / limit[:, :, None, None], score / limit)
+        return anomaly_map / limit[:, :, None, None], score / limit
 
     def _check_calibrated(self) -> None:
         if not self.is_calibrated:
             msg = "the model is not calibrated, so no class can be added or removed; train it to its end first"
             raise InputError(msg)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401  # torch's
         """Take a state with any number of classes."""
-        # Not anomalib's DynamicBufferMixin, which does the same: importing anomalib.models runs the plug-in's hook,
-        # which needs this very module.
-        for name, buffer in self.named_buffers():
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, buffer.new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(*args)
         self.limits = limits_at(self.quantiles, self.false_alarm_rate)  # this model's rate may be another one
 
 

@@ -6,12 +6,14 @@ there are, and a patch of one class is never excused by another class.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from anomalib.models.components.base import DynamicBufferMixin
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_ccl.model.anomaly_map import smooth
@@ -26,7 +28,7 @@ _SIGMA, _SIDE = 2.0, 256
 _STEPS = 5
 
 
-class ClassMemory(nn.Module):
+class ClassMemory(DynamicBufferMixin):
     r"""Distance of each patch to the nearest one in the memory of the image's class.
 
     Args:
@@ -143,13 +145,10 @@ class ClassMemory(nn.Module):
         """Project patches of shape ``(…, C)`` to the principal components, if there are any."""
         return points @ self.components if len(self.components) else points
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401  # torch's
         """Take a memory of any size."""
-        for name, buffer in self.named_buffers():
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, buffer.new_empty(saved.shape))
+        super()._load_from_state_dict(*args)
         self.size = self.vectors.shape[1]
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _clustered(points: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,8 +126,8 @@ class CCLModel(nn.Module):
             index = torch.where(product < 0, index, product)
         raw_map = self.tiling.merge([self.fuse(look, index, _size(images, self.tiling)) for look in looks])
         score = self.score(raw_map)
-        calibrated = self.calibration(raw_map, score, index)
-        return Prediction(calibrated.score, None, calibrated.anomaly_map, None, index, score, embedding)
+        anomaly_map, calibrated = self.calibration(raw_map, score, index)
+        return Prediction(calibrated, None, anomaly_map, None, index, score, embedding)
 
     def look(self, images: Tensor) -> list[Look]:
         """See what is in images, in eval mode, tile by tile.

@@ -10,7 +10,7 @@ from anomalib_ccl.model.reconstruction.choice import network_class
 from anomalib_ccl.model.reconstruction.recipe import Schedule, check_schedule
 from anomalib_ccl.model.torch_model import AnomalyMap, CCLModel
 from anomalib_ccl.model.total_loss import Losses, TotalLoss
-from anomalib_ccl.names import nearest
+from anomalib_ccl.names import check_choice, nearest
 
 RecipeName = Literal["paper", "recommended", "memory"]
 
@@ -96,9 +96,7 @@ def chosen(recipe: str, given: Mapping[str, Any]) -> tuple[Research, int]:
         >>> settings.global_weight, settings.skip, memory
         (0.5, True, 500)
     """
-    if recipe not in get_args(RecipeName):
-        msg = f"unknown recipe {recipe!r}; choose one of {', '.join(get_args(RecipeName))}"
-        raise InputError(msg)
+    check_choice("recipe", recipe, get_args(RecipeName))
     settings, memory = _RECIPES[recipe]
     settings = replace(settings, **given)
     check_schedule(settings.schedule)

@@ -10,16 +10,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from anomalib_ccl.errors import InputError
+from anomalib_ccl.names import check_choice
 
 Schedule = Literal["step", "cosine"]
 
 
 def check_schedule(schedule: str | None) -> None:
     """Refuse an unknown schedule."""
-    if schedule is not None and schedule not in get_args(Schedule):
-        msg = f"unknown schedule {schedule!r}; choose one of {', '.join(get_args(Schedule))}"
-        raise InputError(msg)
+    if schedule is not None:
+        check_choice("schedule", schedule, get_args(Schedule))
 
 
 # The state of a LambdaLR does not hold its function, so a training that goes on follows its own length.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anomalib_ccl.errors import InputError
-from anomalib_ccl.model.calibration import Calibrated, ClassCalibration
+from anomalib_ccl.model.calibration import ClassCalibration
 from anomalib_ccl.model.limits import limits_at, tail_quantiles
 
 LEVELS = torch.tensor([1.0, 3.0, 10.0, 30.0])
@@ -33,7 +33,7 @@ def fitted(classes: list[int] = THREE, n: int = 200, rate: float = 0.05) -> Clas
     return calibration
 
 
-def scored(calibration: ClassCalibration, embeddings: Tensor, scores: Tensor) -> tuple[Calibrated, Tensor]:
+def scored(calibration: ClassCalibration, embeddings: Tensor, scores: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Calibrate scores, and maps of 4 × 6 pixels that rise up to them, and recognise the classes."""
     ramp = torch.linspace(0, 1, 24).view(1, 1, 4, 6)
     index = calibration.recognise(embeddings)
@@ -48,7 +48,7 @@ def assert_same(calibration: ClassCalibration, other: ClassCalibration) -> None:
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
 def test_each_class_exceeds_one_at_the_false_alarm_rate_on_new_images(rate: float) -> None:
     embeddings, scores, labels = products(THREE, 20_000, seed=1)
-    alarms = scored(fitted(n=4000, rate=rate), embeddings, scores)[0].score[:, 0] > 1
+    alarms = scored(fitted(n=4000, rate=rate), embeddings, scores)[0][1][:, 0] > 1
     for c in THREE:
         assert alarms[labels == c].float().mean().item() == pytest.approx(rate, rel=0.35)
     # The control: one threshold on raw scores alarms for one product only.
@@ -88,10 +88,10 @@ def test_order_within_a_class_and_the_maximum_of_the_map_are_kept() -> None:
 
 def test_a_product_far_from_all_is_unknown_and_has_the_limit_of_all_images() -> None:
     calibration, (_, scores, _) = fitted(), products(THREE, 200)
-    calibrated, index = scored(calibration, torch.eye(8)[7:], torch.tensor([7.0]))
+    (_, calibrated), index = scored(calibration, torch.eye(8)[7:], torch.tensor([7.0]))
     assert index.tolist() == [3]
     limit = np.quantile(scores, 0.95)
-    assert calibrated.score.item() == pytest.approx(7 / limit, rel=0.02)
+    assert calibrated.item() == pytest.approx(7 / limit, rel=0.02)
 
 
 def test_products_that_vary_more_than_others_hide_no_unknown_one() -> None:
@@ -108,12 +108,12 @@ def test_products_that_vary_more_than_others_hide_no_unknown_one() -> None:
 def test_scores_are_finite_when_all_images_of_a_class_are_identical(n: int, score: float) -> None:
     calibration = ClassCalibration()
     calibration.fit(torch.ones(n, 8), torch.full((n,), score), torch.zeros(n, dtype=torch.long))
-    calibrated, index = scored(calibration, torch.ones(2, 8), torch.tensor([0.0, 4.0]))
+    (anomaly_map, calibrated), index = scored(calibration, torch.ones(2, 8), torch.tensor([0.0, 4.0]))
     assert index.tolist() == [0, 0]
-    assert calibrated.anomaly_map.isfinite().all()
-    assert calibrated.score[0] == 0
-    assert calibrated.score[1].isfinite()
-    assert calibrated.score[1] > 1
+    assert anomaly_map.isfinite().all()
+    assert calibrated[0] == 0
+    assert calibrated[1].isfinite()
+    assert calibrated[1] > 1
 
 
 def test_identical_training_images_know_a_slightly_different_one_and_no_other_product() -> None:
