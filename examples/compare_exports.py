@@ -52,6 +52,8 @@ def main(checkpoint: Path, data: MultiCategory, config: dict[str, str]) -> None:
         for form, compression in FORMS.items():
             files[form] = model.to_openvino(Path(folder) / form, compression_type=compression, datamodule=data)
         data.setup("test")
+        if model.pixel_ranges is not None:
+            data.ranges = model.pixel_ranges
         table = {}
         for form, path in files.items():
             predict = in_pytorch if form == "PyTorch" else CCLInferencer(path, "CPU", config).predict

@@ -6,11 +6,12 @@ IMAGE is grey or in colour, with 8 or 16 bits. Without CCL, anomalib's own OpenV
 file; it names no product and reads 8 bits alone.
 """
 
-import sys
+import argparse
 
 import torch
 
 from anomalib_ccl import CCLInferencer
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.reports.heatmaps import heatmap
 from anomalib_ccl.reports.predictions import Prediction
 
@@ -27,4 +28,10 @@ def main(model: str, image: str, picture: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "image", "picture"):
+        parser.add_argument(name)
+    try:
+        main(**vars(parser.parse_args()))
+    except InputError as error:
+        parser.error(str(error))

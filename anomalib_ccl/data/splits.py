@@ -42,9 +42,13 @@ def tasks(samples: Mapping[str, pd.DataFrame]) -> dict[str, TaskType]:
 
 
 def check_roles(samples: Mapping[str, pd.DataFrame]) -> None:
-    """Check that each image is in one split of one category."""
+    """Check that each image is in one split of one category, whose name means nothing else in a table."""
     roles: dict[str, str] = {}
     for name, table in samples.items():
+        if name in {"unknown", "mean"}:
+            raise InputError(
+                f"a category cannot be called {name!r}, as tables have rows of that name; rename its folder"
+            )
         for path, split in zip(table["image_path"], table["split"], strict=True):
             role = f"the {split} images of {name}"
             if path in roles:

@@ -1,9 +1,7 @@
 """Checkpoints: read and written safely, and taken by a model that they make what they are of."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from torch import nn
 
 from anomalib_ccl.errors import InputError
+from anomalib_ccl.export.replacing import replacing
 from anomalib_ccl.model.reconstruction.choice import is_loaded
 from anomalib_ccl.training.options import architecture
 
@@ -34,7 +33,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     try:
         with anomalib_safe_globals():
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what another file makes torch raise is of many kinds
         msg = f"{path} is not a checkpoint, or a damaged one; give one that `anomalib train` wrote"
         raise InputError(msg) from error
     check_model(checkpoint, path)
@@ -43,11 +42,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint that takes its place when it is whole."""
-    path = Path(path)
-    with TemporaryDirectory(dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with replacing(path) as written:
         torch.save(checkpoint, written)
-        written.replace(path)
 
 
 def check_model(checkpoint: Any, source: str | Path) -> None:  # noqa: ANN401  # whatever a file holds

@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from anomalib_ccl.data.reading import PixelRanges
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.model_file import CLASS_INDEX, LIMITS, PIXEL_RANGES, PRODUCT, RAW_SCORE, Limits, write_exported
-from anomalib_ccl.export.quantization import quantize
+from anomalib_ccl.export.quantization import check_compression, quantize, validation_images
 from anomalib_ccl.model.torch_model import CCLModel
 
 if TYPE_CHECKING:
@@ -112,23 +113,29 @@ class CCLExport(_Base):
             export_root: Path to the output folder.
             model_file_name: Name of the exported model.
             input_size: Height and width of the images, in pixels, or none for any size.
-            compression_type: Type of compression.
-            datamodule: Its validation images give the ranges of values for ``INT8_PTQ``.
+            compression_type: Type of compression, any but ``INT8_ACQ``.
+            datamodule: Its validation images give the ranges of values for ``INT8_PTQ``; they are resized to the
+                ``input_size`` where there is one.
             **kwargs: Passed to anomalib; ``onnx_kwargs`` are those of :meth:`to_onnx`, ``class_output`` among them.
 
         Returns:
             Path to the ``.xml`` file.
 
         Raises:
-            InputError: As :meth:`to_onnx`.
+            InputError: As :meth:`to_onnx`; also if nncf is missing, or there is no validation image to quantise by.
         """
-        if compression_type == CompressionType.INT8_PTQ and datamodule is not None:
-            path = super().to_openvino(export_root, model_file_name, input_size, **kwargs)
-            quantize(path, datamodule)
+        if compression_type is not None:
+            check_compression(compression_type)
+        # OpenVINO does itself what the exporter does in hundreds of steps, each of which is a message of its log, and
+        # nncf cannot read what that makes of a memory.
+        kwargs["onnx_kwargs"] = {"optimize": False, **(kwargs.get("onnx_kwargs") or {})}
+        if compression_type == CompressionType.INT8_PTQ:
+            images = validation_images(datamodule, self.pixel_ranges)
+            with TemporaryDirectory() as folder:
+                exported = super().to_openvino(folder, model_file_name, input_size, **kwargs)
+                path = Path(export_root) / exported.relative_to(folder)
+                quantize(exported, path, images)
             return path
-        if compression_type in {None, CompressionType.FP16}:
-            # OpenVINO does itself what the exporter does in hundreds of steps, each of which is a message of its log.
-            kwargs["onnx_kwargs"] = {"optimize": False, **(kwargs.get("onnx_kwargs") or {})}
         path = super().to_openvino(export_root, model_file_name, input_size, compression_type, datamodule, **kwargs)
         if compression_type is not None and self.model.calibration.is_calibrated:
             write_exported(path, self._limits())

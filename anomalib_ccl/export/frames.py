@@ -28,7 +28,8 @@ _ROUNDING = 1e-4
 def to_batch(frame: Frame, ranges: PixelRanges | None = None) -> NDArray[np.float32]:
     """Make a batch of images of whatever holds one image, or of an array that holds several.
 
-    Grey is expanded, alpha dropped, and what is black and white becomes 0 and 1 by the rule of
+    Where the last axis of an array has a length of 1, 3 or 4, it has the channels, so images one pixel wide must have
+    theirs last. Grey is expanded, alpha dropped, and what is black and white becomes 0 and 1 by the rule of
     :mod:`anomalib_ccl.data.reading`, as in training; never by what is in the one image, so that a dark one is dark.
 
     Example:

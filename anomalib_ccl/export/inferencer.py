@@ -1,6 +1,7 @@
 """Exported models that name the product in an image."""
 
 import threading
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,9 +97,11 @@ class CCLInferencer(OpenVINOInferencer):
             compiled = core.compile_model(model, self.device, self.config)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
+            if isinstance(error, TypeError):  # of the bindings, which print all that they accept
+                reason = "config must be a dict, and image_size two whole numbers of pixels"
             msg = (
-                f"OpenVINO cannot run {path} with device={self.device!r}, config={self.config}, image_size="
-                f"{self.image_size}: {reason}; devices here: {', '.join(core.available_devices)}"
+                f"OpenVINO cannot run {path} with device={self.device!r}, config={self.config!r}, image_size="
+                f"{self.image_size!r}: {reason}; devices here: {', '.join(core.available_devices)}"
             )
             raise InputError(msg) from error
         return compiled.input(0), compiled.output(0), compiled
@@ -133,10 +136,10 @@ class CCLInferencer(OpenVINOInferencer):
             msg = f"the model does not know the product {product!r}; it knows {', '.join(self.class_names)}"
             raise InputError(msg)
         images = self.pre_process(image)
-        index = -1 if product is None else self.class_names.index(product)
+        number = -1 if product is None else self.class_names.index(product)
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self.model.create_infer_request()
-        given = {self.input_blob.any_name: images, PRODUCT: np.array([index])}
+        given = {self.input_blob.any_name: images, PRODUCT: np.array([number])}
         predictions = self._of_thread.request.infer(given, share_inputs=True)
         return NumpyImageBatch(image=images, **self.post_process(predictions))  # type: ignore[arg-type]
 
@@ -144,7 +147,7 @@ class CCLInferencer(OpenVINOInferencer):
         """Give the fields of anomalib's ``NumpyImageBatch``, the names of the classes as ``explanation``."""
         fields = dict(zip(self._fields, predictions.to_tuple(), strict=True))
         names = [*self.class_names, "unknown"]
-        fields["explanation"] = [names[index] for index in fields.pop(CLASS_INDEX)]
+        fields["explanation"] = [names[number] for number in fields.pop(CLASS_INDEX)]
         fields.pop(RAW_SCORE, None)
         return fields
 
@@ -169,7 +172,9 @@ def _add_product(model: "openvino.Model") -> None:
 
 def _fix_size(model: "openvino.Model", image_size: tuple[int, int]) -> None:
     """Have a model take nothing but single images of one size."""
-    height, width = image_size
+    height, width = map(index, image_size)
+    if min(height, width) < 1:
+        raise TypeError(image_size)
     # OpenVINO would reshape the network, which has no part that resizes where it was exported for one size.
     own = model.input(0).partial_shape[2:]
     if any(length.is_static and length != size for length, size in zip(own, image_size, strict=True)):

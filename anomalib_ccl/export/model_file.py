@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from anomalib_ccl.errors import InputError
+from anomalib_ccl.export.replacing import replacing
 
 if TYPE_CHECKING:
     import openvino
@@ -47,15 +47,15 @@ class Limits(NamedTuple):
     version: str | None
 
 
-def read_model(path: str | Path) -> "openvino.Model":
-    """Read an exported model."""
+def read_model(path: str | Path, or_else: str = "") -> "openvino.Model":
+    """Read an exported model; ``or_else`` ends the message about another file."""
     import openvino  # noqa: PLC0415  # as anomalib does
 
     path = Path(path)
     if path.suffix not in {".xml", ".onnx"} or not path.is_file():
         msg = (
             f"{path} is no exported model: give the .xml or .onnx file that `anomalib export --model CCL` makes with "
-            "--export_type openvino or onnx"
+            f"--export_type openvino or onnx{or_else}"
         )
         raise InputError(msg)
     try:
@@ -79,7 +79,7 @@ def metadata_of(model: "openvino.Model") -> dict[str, object]:
 
 def read_exported(path: str | Path) -> Limits:
     """Read the limits of an exported model."""
-    metadata = metadata_of(read_model(path))
+    metadata = metadata_of(read_model(path, ", or the .ckpt of a training"))
     metadata.pop(PIXEL_RANGES, None)
     if metadata.keys() != set(Limits._fields):
         msg = (
@@ -95,15 +95,11 @@ def write_exported(path: str | Path, limits: Limits, **others: object) -> None:
     path, values = Path(path), {**limits._asdict(), **others}
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     table = np.array(limits.limits, np.float32)
-    # In the same folder, because only within a file system a file takes another one's place at once.
-    with TemporaryDirectory(dir=path.parent) as folder:
+    with replacing(path) as target:
         write = _write_onnx if path.suffix == ".onnx" else _write_openvino
-        if not write(path, Path(folder) / path.name, table, metadata):
+        if not write(path, target, table, metadata):
             msg = f"the graph of {path} has no constant {LIMITS!r} any more, another tool changed it; export it again"
             raise InputError(msg)
-        # The weights first: they are the same in the same order, which the old .xml could still read.
-        for written in sorted(Path(folder).iterdir()):
-            written.replace(path.parent / written.name)
 
 
 def _write_onnx(path: Path, target: Path, table: NDArray[np.float32], metadata: dict[str, str]) -> bool:

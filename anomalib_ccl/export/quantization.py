@@ -1,11 +1,17 @@
 """Which parts of an exported model are quantised to 8 bits."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from anomalib.data import AnomalibDataModule
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
+from torchvision.transforms.v2.functional import resize
 
+from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.data.samples import datasets_of
+from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.model_file import CLASS_INDEX
 
 if TYPE_CHECKING:
@@ -20,7 +26,30 @@ _KEPT_CONVOLUTIONS = 2
 _SCORING = ("model.calibration.", "model.memory.")
 
 
-def quantize(path: Path, datamodule: AnomalibDataModule) -> None:
+def validation_images(datamodule: AnomalibDataModule | None, ranges: PixelRanges | None) -> Any:  # noqa: ANN401  # a loader
+    """Give the images that tell the ranges of values, black and white of which are those of the training."""
+    if datamodule is not None:
+        datamodule.setup("fit")
+    if datamodule is None or not len(getattr(datamodule, "val_data", ())):
+        msg = "INT8_PTQ needs validation images; give a datamodule with --data, and another val_split_mode than none"
+        raise InputError(msg)
+    for dataset in datasets_of(datamodule.val_data):
+        if ranges is not None and hasattr(dataset, "ranges"):
+            dataset.ranges = ranges
+    return datamodule.val_dataloader()
+
+
+def check_compression(kind: CompressionType) -> None:
+    """Refuse what cannot be done here."""
+    if kind == CompressionType.INT8_ACQ:
+        msg = "INT8_ACQ would quantise the arithmetic of the scores and the limits too; choose INT8_PTQ, which does not"
+        raise InputError(msg)
+    if kind in {CompressionType.INT8, CompressionType.INT8_PTQ} and find_spec("nncf") is None:
+        msg = f"{kind.name} needs nncf, which is not installed: pip install 'anomalib-ccl[int8]', or choose FP16"
+        raise InputError(msg)
+
+
+def quantize(source: Path, target: Path, loader: Iterable[ImageBatch]) -> None:
     """Quantise the network of an exported model, not its first layers, nor the scores, which would be clipped."""
     import nncf  # noqa: PLC0415  # an extra
     import openvino  # noqa: PLC0415  # as anomalib does
@@ -29,17 +58,17 @@ def quantize(path: Path, datamodule: AnomalibDataModule) -> None:
     # products, and fails where no image of the data takes one of them.
     from nncf.openvino.quantization.quantize_model import native_quantize_impl  # noqa: PLC0415
 
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # for the file to be replaced
-    model = core.read_model(path)
-    datamodule.setup("fit")
-    images = nncf.Dataset(datamodule.val_dataloader(), lambda batch: batch.image)
+    model = openvino.Core().read_model(source)
+    size = model.input(0).partial_shape[2:]
+    fixed = [length.get_length() for length in size] if size.is_static else None
+    images = nncf.Dataset(loader, lambda batch: resize(batch.image, fixed) if fixed else batch.image)
     network, has_products = network_of(model)
     names = [node.friendly_name for node in model.get_ordered_ops()]
     kept = nncf.IgnoredScope(names=[name for name in names if name not in network], validate=False)
     kind = nncf.ModelType.TRANSFORMER if has_products else None
     quantized = native_quantize_impl(model, images, ignored_scope=kept, model_type=kind)
-    openvino.save_model(quantized, path, compress_to_fp16=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(quantized, target, compress_to_fp16=False)
 
 
 def network_of(model: "openvino.Model") -> tuple[set[str], bool]:

@@ -29,7 +29,8 @@ class PixelMetrics(Metric):
     agree with scikit-learn and anomalib to 1e-3.
 
     AUPRO is the area under the mean overlap with the anomalous regions (8-connected) up to a false positive
-    rate of 0.3, divided by 0.3 (Bergmann et al., 2021, https://doi.org/10.1007/s11263-020-01400-4).
+    rate of 0.3, divided by 0.3 (Bergmann et al., 2021, https://doi.org/10.1007/s11263-020-01400-4). A mask without a
+    normal pixel is a region like any other; anomalib takes it for normal on the CPU, so its AUPRO differs then.
 
     Example:
         >>> mask = torch.zeros(2, 8, 8, dtype=torch.bool)
@@ -68,6 +69,8 @@ class PixelMetrics(Metric):
             msg = f"anomaly map of {[*size]} pixels for a mask of {[*mask.shape[-2:]]}; resize one of them"
             raise ValueError(msg)
         refuse(anomaly_map.isnan(), "anomaly map", "NaN")
+        if not anomaly_map.numel():
+            return
         key = sortable(anomaly_map.reshape(-1, *size).to(self.device))
         anomalous = mask.reshape(-1, *size).to(self.device) != 0
 

@@ -119,7 +119,7 @@ def heatmap(prediction: Prediction, photograph: Tensor, anomaly_map: Tensor, mas
     size = max(1, round(scale * width)), max(1, round(scale * height))
     picture = Image.new("RGB", (_width(*size), size[1] + _LINE), "white")
 
-    pixels = (255 * photograph + 0.5).byte().permute(1, 2, 0).numpy()
+    pixels = (255 * photograph.clamp(0, 1) + 0.5).byte().permute(1, 2, 0).numpy()
     shown = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
     if mask is not None and mask.any():
         defect = Image.fromarray(255 * (mask != 0).byte().numpy()).resize(size, Image.Resampling.NEAREST)

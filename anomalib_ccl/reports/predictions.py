@@ -69,8 +69,8 @@ class KnownImages:
     def place(self, path: str) -> Path:
         """Say where the heatmap of an image goes, a place that it shares with no other."""
         name, absolute = self.of(path).category, _absolute(path)
-        root = Path(self._roots.get(name, ""))
-        place = name / absolute.relative_to(root if absolute.is_relative_to(root) else absolute.parent.parent)
+        root = self._roots.get(name, absolute.anchor)
+        place = name / absolute.relative_to(root if absolute.is_relative_to(root) else absolute.anchor)
         return place if place.suffix.lower() in {".png", ".jpg", ".jpeg"} else place.with_name(f"{place.name}.png")
 
 

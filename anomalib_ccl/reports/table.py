@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 from scipy.stats import binomtest
 
 from anomalib_ccl.metrics.category import FIGURES
@@ -40,7 +41,7 @@ def figures_table(
         table.add_column(heading, justify="right")
     rows = figure_rows(headings, figures)
     for place, row in enumerate(rows, start=1):
-        table.add_row(*row, end_section=place == len(rows) - summary)
+        table.add_row(*map(Text, row), end_section=place == len(rows) - summary)  # names are no markup
     return table
 
 

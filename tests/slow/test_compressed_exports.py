@@ -10,6 +10,7 @@ from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
 from lightning import seed_everything
 from openvino import Core
+from torchvision.transforms.v2.functional import resize
 
 from anomalib_ccl import CCL, CCLInferencer, MultiCategory
 from anomalib_ccl.export.limits import read_limits, set_false_alarm_rate
@@ -61,6 +62,19 @@ def test_every_form_names_products_and_keeps_limits(
         np.testing.assert_allclose(found.pred_score.ravel(), expected.pred_score.ravel(), atol=0.05)
 
 
+def test_a_model_for_one_size_is_quantised_by_images_of_that_size(
+    model: CCL, data: MultiCategory, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("nncf", reason="needs pip install '.[int8]'")
+    form, size = CompressionType.INT8_PTQ, (80, 48)
+    path = model.to_openvino(tmp_path, input_size=size, compression_type=form, datamodule=data)
+    images = resize(torch.stack([item.image for item in PredictDataset(pictures)])[:3], size)
+    with torch.inference_mode():
+        expected = model(images)
+    found = CCLInferencer(path, device="CPU", config=SINGLE_PRECISION).predict(images)
+    np.testing.assert_allclose(found.pred_score.ravel(), expected.pred_score.ravel(), atol=0.05)
+
+
 @pytest.mark.parametrize("network", [{"recipe": "memory"}, {"reconstruction": "vit"}], ids=["remembered", "vit"])
 def test_neither_memory_nor_prototypes_are_quantised(
     network: dict[str, str], data: MultiCategory, pictures: Path, tmp_path: Path
@@ -73,13 +87,13 @@ def test_neither_memory_nor_prototypes_are_quantised(
     engine.fit(model, data)
     paths = [
         model.eval().to_openvino(tmp_path / str(form), compression_type=form, datamodule=data)
-        for form in (None, CompressionType.INT8_PTQ)
+        for form in (None, CompressionType.INT8, CompressionType.INT8_PTQ)
     ]
     kinds = [[node.get_type_name() for node in Core().read_model(path).get_ordered_ops()] for path in paths]
-    assert kinds[0].count("FakeQuantize") == 0 < kinds[1].count("FakeQuantize")
+    assert kinds[0].count("FakeQuantize") == 0 < kinds[2].count("FakeQuantize")
     images = torch.stack([item.image for item in PredictDataset(pictures)])[:3]
     # The pictures are in the memory, at a distance of 0, so that the rounding of the features shows as it is.
-    for path, tolerance in zip(paths, (1e-3, 0.2), strict=True):
+    for path, tolerance in zip(paths, (1e-3, 0.2, 0.2), strict=True):
         found = CCLInferencer(path, device="CPU", config=SINGLE_PRECISION).predict(images)
         with torch.inference_mode():
             expected = model(images)

@@ -1,7 +1,9 @@
 """One image through the engine and through every exported form gives one answer, whatever the options of the export."""
 
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,12 +12,12 @@ import onnxruntime
 import pytest
 import torch
 from anomalib.data import PredictDataset
-from anomalib.deploy import OpenVINOInferencer, TorchInferencer
+from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_ccl import CCL, CCLInferencer, __version__
+from anomalib_ccl import CCL, CCLInferencer, MultiCategory, __version__
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.limits import read_limits, set_false_alarm_rate
 from anomalib_ccl.model.outputs import Prediction
@@ -162,6 +164,32 @@ def test_a_rate_set_in_a_file_changes_verdicts_as_one_set_in_the_checkpoint_does
     np.testing.assert_allclose(found.pred_score.ravel(), expected.pred_score.ravel(), rtol=1e-4)
     limits = torch.tensor(read_limits(copies[0]).limits)[expected.class_index, None]
     assert (expected.raw_score > limits).equal(expected.pred_label)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (CompressionType.INT8_PTQ, None, "INT8_PTQ needs validation images; give a datamodule with --data"),
+        (CompressionType.INT8_PTQ, {"val_split_mode": "none"}, "INT8_PTQ needs validation images"),
+        (CompressionType.INT8_ACQ, {}, "INT8_ACQ would quantise .* the limits too; choose INT8_PTQ"),
+        (CompressionType.INT8, "no nncf", r"INT8 needs nncf, .*: pip install 'anomalib-ccl\[int8\]'"),
+        (CompressionType.INT8_PTQ, "no nncf", r"INT8_PTQ needs nncf, .*: pip install 'anomalib-ccl\[int8\]'"),
+    ],
+)
+def test_compression_that_cannot_be_is_refused_before_any_file_is_written(
+    model: CCL,
+    products: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: CompressionType,
+    data,
+    message: str,
+) -> None:
+    datamodule = MultiCategory(root=products, num_workers=0, **data) if isinstance(data, dict) else None
+    monkeypatch.setitem(sys.modules, "nncf", None if data == "no nncf" else importlib.import_module("nncf"))
+    with pytest.raises(InputError, match=message):
+        model.to_openvino(tmp_path, compression_type=kind, datamodule=datamodule)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_calibration_is_exported_without_classes_and_a_word(

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -127,8 +128,17 @@ def test_an_inferencer_for_one_size_takes_that_size_alone(
         message = rf"shape \[1,3,64,48\], not \({count}, 3, 64, {other.shape[-2]}\); without image_size"
         with pytest.raises(InputError, match=message):
             for_one.predict(other)
-    with pytest.raises(InputError, match=r"OpenVINO cannot run .* image_size=64: cannot unpack"):
-        CCLInferencer(exported_ccl, device="CPU", image_size=64)
+
+
+@pytest.mark.parametrize(
+    "given", [*({"image_size": x} for x in (64, "64", (-1, 0), (64.0, 64.0), (64,))), {"config": "x"}], ids=repr
+)
+def test_what_is_no_size_and_no_properties_is_refused_in_a_sentence(exported_ccl: Path, given: dict) -> None:
+    ((name, value),) = given.items()
+    with pytest.raises(InputError, match=re.escape(f"{name}={value!r}")) as caught:
+        CCLInferencer(exported_ccl, device="CPU", **given)
+    assert re.search(r"config must be a dict, and image_size two whole numbers|not enough values", str(caught.value))
+    assert "\n" not in str(caught.value)
 
 
 def test_what_it_cannot_run_or_read_is_refused(inferencer: CCLInferencer, exported_ccl: Path) -> None:

@@ -315,3 +315,10 @@ def test_defective_image_whose_mask_is_empty_is_named_once(two_categories, caplo
     image = two_categories / "cable/test/bad/001.png"
     list(joined("MVTecAD", two_categories, skip_corrupt=skip_corrupt).test_dataloader())
     assert caplog.messages == [f"The mask {mask} of the defective image {image} is empty"]
+
+
+@pytest.mark.parametrize("name", ["unknown", "mean"])
+def test_category_of_a_name_that_tables_use_is_refused(tmp_path, name):
+    write_images(tmp_path / name / "good", 4)
+    with pytest.raises(InputError, match=f"a category cannot be called '{name}', .*; rename its folder"):
+        joined("Folder", tmp_path, dataset_args={"normal_dir": "good"})

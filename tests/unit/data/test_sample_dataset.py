@@ -74,9 +74,9 @@ def test_folder_with_another_set_or_other_files_is_refused_and_left_alone(tmp_pa
     root = make_sample_dataset(tmp_path / "set", **TINY)
     before = contents(tmp_path)
     assert make_sample_dataset(root, **TINY) == root
-    with pytest.raises(InputError, match=r"set is not empty .*'seed': 1.*name another folder"):
+    with pytest.raises(InputError, match=r"set is there and does not hold .*'seed': 1.*name another folder"):
         make_sample_dataset(root, seed=1, **TINY)
-    with pytest.raises(InputError, match=f"{root}/brick is not empty"):
+    with pytest.raises(InputError, match=f"{root}/brick is there and does not hold"):
         make_sample_dataset(root / "brick", **TINY)
     assert contents(tmp_path) == before
 
@@ -87,4 +87,4 @@ def test_command_line_makes_the_set_and_refuses_a_full_folder_without_a_tracebac
     assert Image.open(tmp_path / "set/brick/train/good/000.png").size == (256, 256)
     refused = run(*command[:4], cwd=tmp_path)
     assert refused.returncode == 1
-    assert refused.stderr.startswith(f"error: {tmp_path}/set is not empty")
+    assert refused.stderr.startswith(f"error: {tmp_path}/set is there and does not hold")

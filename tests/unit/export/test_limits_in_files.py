@@ -13,6 +13,7 @@ from anomalib.pre_processing.utils.spec import transform_to_spec
 from onnx import TensorProto, helper, numpy_helper
 from torchvision.transforms.v2 import Resize
 
+from anomalib_ccl.cli import main
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.limits import read_limits, set_false_alarm_rate
 from anomalib_ccl.export.model_file import CLASS_INDEX, LIMITS, Limits, read_model, write_exported
@@ -20,7 +21,7 @@ from anomalib_ccl.model.limits import RATES, limits_at
 
 pytestmark = pytest.mark.openvino
 
-NAMES = ["brick", 'Prüfling & "ink", <5 mm']
+NAMES = ["brick [/red]", 'Prüfling & "ink", <5 mm']
 QUANTILES = torch.linspace(1, 2, len(RATES)) * torch.tensor([[1.0], [3.0], [5.0]])
 KNOWN = Limits(NAMES, limits_at(QUANTILES, 0.01).tolist(), QUANTILES.tolist(), 0.01, [64, 96], "0.1")
 
@@ -94,6 +95,38 @@ def test_every_file_knows_its_limits_and_takes_those_of_another_rate(folder: Pat
         assert read_model(path).has_rt_info(["framework", "pixel_ranges"])
 
 
+@pytest.mark.parametrize("name", ["model.ckpt", "model.onnx", "model.xml"])
+def test_a_file_keeps_its_permissions_and_stays_where_a_link_leads(folder: Path, name: str, tmp_path: Path) -> None:
+    files = [folder / other for other in ("model.ckpt", "model.onnx", "model.onnx.data", "model.xml", "model.bin")]
+    for file in files:
+        file.chmod(0o640)
+        (tmp_path / file.name).symlink_to(file)
+    set_false_alarm_rate(tmp_path / name, 0.2)
+    assert read_limits(folder / name).false_alarm_rate == 0.2
+    assert all((tmp_path / file.name).is_symlink() and file.stat().st_mode & 0o777 == 0o640 for file in files)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.onnx", "model.xml"])
+def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(folder: Path, name: str) -> None:
+    resource = pytest.importorskip("resource", reason="limits the size of files, as if the disk were full")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+    try:
+        with pytest.raises(
+            InputError, match=rf"^{folder / name} cannot be written: .* must be writable, with room for"
+        ):
+            set_false_alarm_rate(folder / name, 0.02)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_names_are_printed_as_they_are(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["limits", str(folder / "model.onnx")]) == 0
+    assert "brick [/red]" in capsys.readouterr().out
+
+
 def spoil(folder: Path) -> None:
     """Files that were copied badly, and files of others."""
     xml, weights, of_onnx = ((folder / name).read_bytes() for name in ("model.xml", "model.bin", "model.onnx"))
@@ -122,7 +155,11 @@ def spoil(folder: Path) -> None:
 
 CUT = "cannot be read: it, or {weights} in the same folder, is missing, damaged or of another model"
 REFUSED = {
-    **dict.fromkeys(["missing.xml", "model.pt", "model.bin"], "{path} is no exported model: give the .xml or .onnx"),
+    **dict.fromkeys(
+        ["missing.xml", "model.pt", "model.bin"],
+        "{path} is no exported model: give the .xml or .onnx file that `anomalib export --model CCL` makes with "
+        "--export_type openvino or onnx, or the .ckpt of a training",
+    ),
     **dict.fromkeys(["no_weights.xml", "cut_weights.xml", "cut.onnx", "alone/model.onnx"], CUT),
     "foreign.onnx": "{path} has no limits: it is not the export of a CCL model",
     "changed.xml": "the graph of {path} has no constant 'limits' any more",

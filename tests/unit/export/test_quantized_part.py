@@ -1,10 +1,14 @@
 """Of an exported graph, the network alone is quantised: not the images' resizing, nor what compares and scores."""
 
+from pathlib import Path
+
 import numpy as np
 from openvino import Model
 from openvino import opset13 as ops
 
-from anomalib_ccl.export.quantization import network_of
+from anomalib_ccl import MultiCategory
+from anomalib_ccl.data.reading import PixelRanges
+from anomalib_ccl.export.quantization import network_of, validation_images
 
 
 def constant(name: str, *shape: int):
@@ -45,3 +49,9 @@ def test_matrix_products_of_a_transformer_are_quantised_and_no_other_products() 
     network, has_products = network_of(graph(attention=True))
     assert network == {"weights0", "weights1", "weights2", "conv2", "mlp", "attend"}
     assert has_products
+
+
+def test_images_that_give_the_ranges_are_as_white_as_those_of_the_training(two_categories: Path) -> None:
+    data, ranges = MultiCategory(root=two_categories, num_workers=0), PixelRanges((0, 4095))
+    assert validation_images(data, None).dataset.ranges == PixelRanges()
+    assert validation_images(data, ranges).dataset.ranges == ranges

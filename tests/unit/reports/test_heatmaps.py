@@ -31,6 +31,10 @@ def test_what_is_above_the_limit_is_redder_and_what_is_below_bluer() -> None:
     assert (red > blue).tolist() == [False] * 50 + [red[50] > blue[50]] + [True] * 50
 
 
+def test_what_is_brighter_than_white_is_white() -> None:
+    assert (draw(photograph=4 * GREY)[:256, :256] == 255).all()
+
+
 def test_bar_runs_through_the_colours_of_the_map() -> None:
     bar = draw()[:256, 2 * (256 + GAP)]
     np.testing.assert_array_equal(bar[[0, -1]], coloured(np.array([1.0, 0.0])))

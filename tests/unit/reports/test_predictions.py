@@ -134,8 +134,9 @@ def test_images_of_several_categories_and_of_none_are_kept_apart(images: SimpleN
     assert places(KnownImages([images]), list(paths)) == expected
 
 
-def test_image_that_no_data_set_has_named_goes_under_its_last_folder() -> None:
-    assert places(KnownImages([object()]), ["/somewhere/else/0.png"]) == ["else/0.png"]
+def test_images_that_no_data_set_has_named_go_under_all_of_their_path() -> None:
+    paths = ["/line1/good/0.png", "/line2/good/0.png"]
+    assert places(KnownImages([object()]), paths) == ["line1/good/0.png", "line2/good/0.png"]
 
 
 def test_label_of_the_data_set_counts_before_that_of_the_batch_and_may_be_unknown() -> None:

@@ -17,7 +17,7 @@ def printed(report: pd.DataFrame) -> list[list[str]]:
     return [line.split() for line in capture.get().splitlines()]
 
 
-@pytest.mark.parametrize(("name", "accuracy", "cells"), [("gravel_coar", 1.0, 10), ("MVTecAD2/fruit_je", np.nan, 9)])
+@pytest.mark.parametrize(("name", "accuracy", "cells"), [("coar[/red]", 1.0, 10), ("MVTecAD2/fruit_je", np.nan, 9)])
 def test_table_fits_80_characters(name: str, accuracy: float, cells: int) -> None:
     row = {"normal_images": 600, "anomalous_images": 1200, **dict.fromkeys(FIGURES, 1.0), "class_accuracy": accuracy}
     lines = printed(pd.DataFrame([{"category": name, **row}, {"category": "mean", **row}]))
