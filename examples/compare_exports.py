@@ -41,13 +41,14 @@ def main(checkpoint: Path, data: MultiCategory, config: dict[str, str]) -> None:
     model = CCL.load_from_checkpoint(checkpoint, post_processor=False).eval()
     names = [*model.class_names, "unknown"]
 
+    @torch.inference_mode()  # not around the exports: torch cannot export tiles in it
     def in_pytorch(image: NDArray) -> ImageBatch:
         images = torch.from_numpy(image)
         found = model(images)
         products = [names[index] for index in found.class_index]
         return ImageBatch(images, pred_score=found.pred_score, anomaly_map=found.anomaly_map, explanation=products)
 
-    with TemporaryDirectory() as folder, torch.inference_mode():
+    with TemporaryDirectory() as folder:
         files = {"PyTorch": model.to_torch(folder)}
         for form, compression in FORMS.items():
             files[form] = model.to_openvino(Path(folder) / form, compression_type=compression, datamodule=data)
