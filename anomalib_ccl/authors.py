@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.checkpoint import read_checkpoint
+from anomalib_ccl.export.replacing import replacing
 from anomalib_ccl.lightning_model import CCL
 from anomalib_ccl.training.options import Research, chosen
 
@@ -134,5 +135,6 @@ def _write_theirs(source: str | Path, target: str | Path, backbone: str) -> str:
         )
         raise InputError(msg)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"net": weights}, target)
+    with replacing(target) as written:
+        torch.save({"net": weights}, written)
     return f"{target}: {len(weights)} tensors under 'net'; calibration and classes have no place there."
