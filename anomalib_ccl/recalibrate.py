@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 
 from anomalib_ccl.classes.clustering import pseudo_classes
 from anomalib_ccl.classes.labels import ClassLabels, class_names
+from anomalib_ccl.data.multi_category import share_ranges
 from anomalib_ccl.data.passes import Passes
-from anomalib_ccl.data.samples import datasets_of, samples_of
+from anomalib_ccl.data.samples import samples_of
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.checkpoint import forget_progress, read_checkpoint, write_checkpoint
 from anomalib_ccl.lightning_model import CCL
@@ -122,9 +123,7 @@ def _calibrate(model: CCL, datamodule: AnomalibDataModule, add: bool) -> list[Pr
     datamodule.prepare_data()
     datamodule.setup("fit")
     loader = datamodule.train_dataloader()
-    for dataset in datasets_of(loader.dataset):
-        if model.pixel_ranges is not None and hasattr(dataset, "ranges"):
-            dataset.ranges = model.pixel_ranges  # those of the training
+    share_ranges(datamodule, model.pixel_ranges)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     passes = Passes(loader, model.pre_processor, model.device)
     if model.classes.pseudo_labels and not add:

@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ccl import CCL, CCLInferencer, MultiCategory
+from anomalib_ccl.data.multi_category import share_ranges
 from anomalib_ccl.metrics.category import CategoryMetrics
 
 NEAREST = InterpolationMode.NEAREST
@@ -53,8 +54,7 @@ def main(checkpoint: Path, data: MultiCategory, config: dict[str, str]) -> None:
         for form, compression in FORMS.items():
             files[form] = model.to_openvino(Path(folder) / form, compression_type=compression, datamodule=data)
         data.setup("test")
-        if model.pixel_ranges is not None:
-            data.ranges = model.pixel_ranges
+        share_ranges(data, model.pixel_ranges)
         table = {}
         for form, path in files.items():
             predict = in_pytorch if form == "PyTorch" else CCLInferencer(path, "CPU", config).predict

@@ -101,16 +101,16 @@ def read_folders(  # the arguments of anomalib's Folder
     defective, masks = _folders(root, abnormal_dir), _folders(root, mask_dir)
     mask_files = {path for folder in masks for path in images_in(folder, suffixes)}
 
-    def find(folder: Path, base: Path, *, masks: bool = False) -> dict[Path, Path]:
+    def find(folder: Path, base: Path, *, of_masks: bool = False) -> dict[Path, Path]:
         found = images_in(folder, suffixes)
-        return {path: path.relative_to(base) for path in found if (path in mask_files) == masks}
+        return {path: path.relative_to(base) for path in found if (path in mask_files) == of_masks}
 
     if len(defective) == len(masks):  # each has its own
         both = zip(defective, masks, strict=True)
-        pairs = [(find(image, image), find(mask, mask, masks=True), image) for image, mask in both]
+        pairs = [(find(image, image), find(mask, mask, of_masks=True), image) for image, mask in both]
     else:
         all_images = {k: v for folder in defective for k, v in find(folder, folder.parent).items()}
-        all_masks = {k: v for folder in masks for k, v in find(folder, folder, masks=True).items()}
+        all_masks = {k: v for folder in masks for k, v in find(folder, folder, of_masks=True).items()}
         pairs = [(all_images, all_masks, root)]
     samples = []
     for images, of_images, folder in pairs:

@@ -283,3 +283,9 @@ def _source(entry: dict[str, Any], shared: dict[str, Any]) -> CategorySource:
     if not isinstance(own, dict):
         raise InputError(f"dataset_args are names with values, such as {{normal_dir: good}}; got {own}")
     return CategorySource(entry["dataset"], entry.get("root"), entry.get("categories"), {**shared, **own})
+
+
+def share_ranges(datamodule: object, ranges: PixelRanges | None) -> None:
+    """Have a datamodule that is set up read its images with the black and white of a model's training images."""
+    if ranges is not None and isinstance(datamodule, MultiCategory):
+        datamodule.ranges = ranges

@@ -9,8 +9,8 @@ from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
 from torchvision.transforms.v2.functional import resize
 
+from anomalib_ccl.data.multi_category import share_ranges
 from anomalib_ccl.data.reading import PixelRanges
-from anomalib_ccl.data.samples import datasets_of
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.export.model_file import CLASS_INDEX
 
@@ -33,9 +33,7 @@ def validation_images(datamodule: AnomalibDataModule | None, ranges: PixelRanges
     if datamodule is None or not len(getattr(datamodule, "val_data", ())):
         msg = "INT8_PTQ needs validation images; give a datamodule with --data, and another val_split_mode than none"
         raise InputError(msg)
-    for dataset in datasets_of(datamodule.val_data):
-        if ranges is not None and hasattr(dataset, "ranges"):
-            dataset.ranges = ranges
+    share_ranges(datamodule, ranges)
     return datamodule.val_dataloader()
 
 

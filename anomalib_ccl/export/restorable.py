@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import Self
 
 from anomalib_ccl.classes.training_classes import TrainingClasses
-from anomalib_ccl.data.multi_category import MultiCategory
+from anomalib_ccl.data.multi_category import share_ranges
 from anomalib_ccl.data.reading import PixelRanges
 from anomalib_ccl.export import checkpoint as checkpoints
 from anomalib_ccl.model.reconstruction.recipe import Schedule
@@ -55,7 +55,7 @@ class Restorable(_Base):
         """Have a datamodule read its images as those of the training, unless it is a training."""
         super().setup(stage)
         if stage != "fit":
-            self._share_ranges()
+            share_ranges(self.trainer.datamodule, self.pixel_ranges)  # type: ignore[attr-defined]
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -137,7 +137,7 @@ class Restorable(_Base):
         if isinstance(trainer.datamodule, AnomalibDataModule):  # type: ignore[attr-defined]
             # It was set up before, to resize images as this model did then: large ones would lose their detail.
             trainer.datamodule._update_augmentations()  # type: ignore[attr-defined]
-        self._share_ranges()
+        share_ranges(self.trainer.datamodule, self.pixel_ranges)  # type: ignore[attr-defined]
         if fitting and not self.model.reconstructs:
             trainer.fit_loop.max_epochs = 1  # of a training that knew of no memory when it began
         if fitting and (self.classes.changed(trainer) or not self.model.reconstructs):
@@ -169,9 +169,3 @@ class Restorable(_Base):
         if (trainer := self._trainer) is not None:  # it has the model's parts among its callbacks
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
             callbacks[:] = [self.post_processor if callback is before else callback for callback in callbacks]
-
-    def _share_ranges(self) -> None:
-        """Have a datamodule read its images as those of the training."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.pixel_ranges is not None and isinstance(datamodule, MultiCategory):
-            datamodule.ranges = self.pixel_ranges

@@ -144,7 +144,7 @@ class Tiling:
 
     def names(self, names: Sequence[str], place: int) -> Sequence[str]:
         """Tell what the tiles at a place of the grid are known by, if images are known by ``names``."""
-        return names if self.count == 1 else [f"{name} {place}" for name in names]
+        return names if self.count == 1 else [_name(name, place) for name in names]
 
     def draw(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Sequence[str]]:
         """Take one tile of each image, drawn at random, so that a batch of tiles costs what one of images does.
@@ -161,7 +161,7 @@ class Tiling:
         places = torch.randint(self.count, (len(images),)).tolist()
         tiles = self.cut(images)
         drawn = torch.stack([tiles[place][index] for index, place in enumerate(places)])
-        return drawn, [f"{name} {place}" for name, place in zip(names, places, strict=True)]
+        return drawn, [*map(_name, names, places)]
 
     def score(self, score: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
         """Score maps as the worst of their tiles: a network's mean over all of it would hide a small defect.
@@ -176,6 +176,10 @@ class Tiling:
         if self.count == 1:
             return score(maps)
         return score(torch.cat(self.cut(maps))).unflatten(0, (self.count, -1)).amax(dim=0)
+
+
+def _name(image: str, place: int) -> str:
+    return f"{image} {place}"
 
 
 def check_divisible(images: Tensor, stride: int, tiling: Tiling) -> None:

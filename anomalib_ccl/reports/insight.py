@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from anomalib_ccl.data.multi_category import MultiCategory
+from anomalib_ccl.data.multi_category import MultiCategory, share_ranges
 from anomalib_ccl.data.reading import PixelRanges
 from anomalib_ccl.errors import InputError
 from anomalib_ccl.metrics.ranking import ranking_metrics
@@ -105,8 +105,7 @@ def collect_scores(model: InsightModel, datamodule: MultiCategory) -> Scores:
         raise InputError(msg)
     datamodule.prepare_data()
     datamodule.setup()
-    if model.pixel_ranges is not None:
-        datamodule.ranges = model.pixel_ranges
+    share_ranges(datamodule, model.pixel_ranges)
     loader = datamodule.test_dataloader()
     transform = getattr(model.pre_processor, "transform", None)
     limits = {end: limits_at(calibration.quantiles, rate) for end, rate in _RATES.items()}

@@ -189,6 +189,16 @@ def test_trainers_get_nothing_if_switched_off(run_fresh):
     """)
 
 
+def test_reloading_the_package_leaves_no_finder_behind(run_fresh):
+    run_fresh("""
+        import importlib, sys
+        import anomalib.models, anomalib.data, anomalib_ccl
+        importlib.reload(anomalib_ccl)
+        importlib.reload(anomalib_ccl)
+        assert not [finder for finder in sys.meta_path if type(finder).__name__ == "RegistryFinder"]
+    """)
+
+
 @pytest.mark.parametrize("action", ["always", "error"])
 def test_broken_report_gives_one_warning_and_no_callback_to_all_trainers(run_fresh, action):
     errors = run_fresh(f"""
