@@ -13,6 +13,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 from forked import Forked
+from noise import write_images
 from PIL import Image
 
 from anomalib_ccl.data import make_sample_dataset
@@ -55,19 +56,6 @@ def run() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 def anomalib(run: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``anomalib("train", …, cwd=FOLDER)``, as above."""
     return partial(run, "anomalib")
-
-
-def write_images(folder: Path, count: int, size: int = 32, suffix: str = ".png", mode: str = "RGB") -> None:
-    """Write images ``000.png`` … of noise; those of mode ``L`` are masks with a white square."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        if mode == "L":
-            pixels = np.zeros((size, size), np.uint8)
-            pixels[4 : 8 + index, 4:8] = 255
-        else:
-            generator = np.random.default_rng([index, *folder.as_posix().encode()])
-            pixels = generator.integers(0, 256, (size, size, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:03}{suffix}")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import miniatures
 import pandas as pd
 from anomalib import data as anomalib_data
 from anomalib.data import AnomalibDataModule
-from conftest import write_images
+from noise import write_images
 
 from anomalib_ccl.data import MultiCategory
 

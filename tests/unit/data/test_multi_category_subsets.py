@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 from anomalib.data.utils import random_split
-from conftest import write_images
 from layouts import FOLDER_ARGUMENTS, joined, make_tree
+from noise import write_images
 from torchvision.transforms.v2 import Compose, Lambda, Resize
 
 from anomalib_ccl.data import MultiCategory

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import write_images
 from layouts import FOLDER_ARGUMENTS, LAYOUTS, joined, make_tree
+from noise import write_images
 from PIL import Image
 
 from anomalib_ccl.data.reading import PixelRanges

@@ -1,8 +1,8 @@
 """Which root is read, which starts a download, and what categories are called."""
 
 import pytest
-from conftest import write_images
 from layouts import FOLDER_ARGUMENTS, folder, joined, mvtec
+from noise import write_images
 
 from anomalib_ccl.data import MultiCategory
 from anomalib_ccl.errors import InputError
